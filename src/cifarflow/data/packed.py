@@ -1,0 +1,96 @@
+"""The packed splits and dataset.json: what prepare writes, and train, evaluate and export read."""
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifarflow import files
+from cifarflow.errors import DataIntegrityError, MissingInputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Pictures uint8 `[N, size, size, 3]` and labels int64 `[N]`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def digest(self) -> str:
+        """SHA-256 of shapes and bytes, the same however the file is laid out."""
+        digest = hashlib.sha256()
+        for array in (self.images, self.labels.astype("<i8", copy=False)):
+            digest.update(repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetInfo:
+    """What the splits hold. `mean` and `std` are a channel's, over all training pixels, in [0, 1] units."""
+
+    source: str
+    classes: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    counts: dict[str, dict[str, int]]
+    """Pictures by split and class."""
+    digests: dict[str, str]
+    """`Split.digest` by split."""
+    validation_indices_digest: str | None
+    """SHA-256 of the held-out training indices (int64, little endian); none when the source has a split."""
+
+
+def write_split(path: Path, split: Split) -> None:
+    files.write_tensors(path, {"images": split.images, "labels": split.labels})
+
+
+def read_split(path: Path) -> Split:
+    """Raises MissingInputError, or DataIntegrityError when the file does not hold a split."""
+    if not path.is_file():
+        raise MissingInputError(path, made_by="prepare")
+    tensors = files.read_tensors(path)
+    if set(tensors) != {"images", "labels"}:
+        raise DataIntegrityError(f"{path} holds {sorted(tensors)}, not images and labels. {_MAKE_ANEW}")
+    split = Split(images=tensors["images"], labels=tensors["labels"])
+    check_split(split, name=str(path))
+    return split
+
+
+def check_split(split: Split, *, name: str) -> None:
+    """Raises DataIntegrityError when an array is not of the type and shape that a split has."""
+    images, labels = split.images, split.labels
+    square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == 3
+    if images.dtype != np.uint8 or not square:
+        found = f"{images.dtype} {list(images.shape)}"
+        raise DataIntegrityError(f"{name}: images are {found}, not uint8 [N, size, size, 3]. {_MAKE_ANEW}")
+    if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise DataIntegrityError(f"{name}: labels are {found}, not int64 [{len(images)}]. {_MAKE_ANEW}")
+
+
+def write_dataset(path: Path, info: DatasetInfo) -> None:
+    files.write_json(path, asdict(info))
+
+
+def read_dataset(path: Path) -> DatasetInfo:
+    """Raises MissingInputError, or DataIntegrityError when the file is not a dataset.json."""
+    if not path.is_file():
+        raise MissingInputError(path, made_by="prepare")
+    content = files.read_json(path)
+    try:
+        info = DatasetInfo(**content)
+        return replace(info, classes=tuple(info.classes), mean=_triple(info.mean), std=_triple(info.std))
+    except (TypeError, ValueError) as error:
+        raise DataIntegrityError(f"{path} is not a data set's description: {error}. {_MAKE_ANEW}") from None
+
+
+_MAKE_ANEW = "Delete it and run `uv run dvc repro prepare`."
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)

@@ -1,0 +1,118 @@
+"""Everything that a user can cause, as exceptions, and the one place that turns them into a line and an exit code.
+
+CifarflowError                exit code 2
++-- ConfigError               params.yaml: unknown key, wrong type, out of range (all faults of the file at once)
++-- UnknownNameError          a model, recipe or source that does not exist
++-- DataIntegrityError        an archive, a batch file or a picture is not what it claims to be
++-- DownloadError             no address gave the file
++-- MissingInputError         a file that an earlier stage makes is not there
++-- CheckpointError           a checkpoint or a model file does not fit or is broken
++-- TrainingError             training cannot go on (non-finite loss)
++-- ExportParityError         PyTorch and the exported model disagree
++-- TrackingError             the tracking store cannot be used
+"""
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class CifarflowError(Exception):
+    """A fault that the user can mend; its text says what is wrong, where, what is allowed and what to do next."""
+
+    exit_code = 2
+
+
+class ConfigError(CifarflowError):
+    """params.yaml cannot be used."""
+
+
+class UnknownNameError(CifarflowError):
+    """A name that nothing is registered under; offers the nearest known one."""
+
+    def __init__(self, kind: str, name: str, *, known: Sequence[str], where: str = "") -> None:
+        place = f" ({where})" if where else ""
+        super().__init__(
+            f"unknown {kind} {name!r}{place}. {did_you_mean(name, known)}Known: {', '.join(sorted(known))}."
+        )
+
+
+class DataIntegrityError(CifarflowError):
+    """Bytes that are not what they should be; nothing of them was used."""
+
+
+class DownloadError(CifarflowError):
+    """Every address failed; the text lists each with its reason."""
+
+
+class MissingInputError(CifarflowError):
+    """An input of a stage is missing."""
+
+    def __init__(self, path: os.PathLike[str] | str, *, made_by: str) -> None:
+        super().__init__(
+            f"{os.fspath(path)} is missing. The stage `{made_by}` makes it: run `uv run dvc repro {made_by}`."
+        )
+
+
+class CheckpointError(CifarflowError):
+    """A checkpoint or model file is broken or belongs to something else."""
+
+
+class TrainingError(CifarflowError):
+    """Training cannot go on."""
+
+
+class ExportParityError(CifarflowError):
+    """The exported model does not compute what PyTorch computes."""
+
+
+class TrackingError(CifarflowError):
+    """The tracking store cannot be used."""
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`"Did you mean 'x'? "` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]!r}? " if close else ""
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Run `main`, turn what a user can cause into one line on stderr, and return the exit code.
+
+    Bugs of our own keep their traceback: hiding it would only cost the reader time.
+    """
+    try:
+        return main() or 0
+    except CifarflowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT_ERRNOS:
+            raise
+        print(f"error: {_describe(error)}", file=sys.stderr)
+        return CifarflowError.exit_code
+
+
+_ENVIRONMENT_ERRNOS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EIO,
+}
+
+
+def _describe(error: OSError) -> str:
+    where = f" {error.filename}" if error.filename else " an output file"
+    return (
+        f"cannot write or read{where}: {error.strerror}. "
+        "Free some space or mend the permissions, then run the same command again; "
+        "`uv run dvc checkout` brings the last good outputs back."
+    )

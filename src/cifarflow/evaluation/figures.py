@@ -1,0 +1,93 @@
+"""Pictures of results, small enough for Git and made of nothing but the results: equal input gives equal bytes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from cifarflow import files
+
+INK, ACCENT = "#20262e", "#2a6f97"
+PNG_METADATA = {"Software": None}
+
+
+def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+    """The confusion matrix `[C, C]` with its counts; the diagonal is left pale so that the mistakes stand out."""
+    mistakes = matrix.astype(float)
+    np.fill_diagonal(mistakes, 0)
+    size = max(4.5, 0.6 * len(classes) + 2)
+    figure = Figure(figsize=(size, size * 0.92), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1.0, mistakes.max() * 1.3))
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="actual")
+    axes.set_title("Confusion matrix (colour: mistakes)", loc="left", fontsize=11)
+    if len(classes) <= 20:
+        for row, column in np.ndindex(*matrix.shape):
+            weight = "bold" if row == column else "normal"
+            axes.text(
+                column,
+                row,
+                f"{matrix[row, column]}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=INK,
+                weight=weight,
+            )
+    return figure
+
+
+def mistakes_figure(
+    images: np.ndarray,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    *,
+    count: int = 24,
+) -> Figure:
+    """The most confident mistakes: pictures uint8 `[N, H, W, 3]` with what was said and what is right."""
+    predicted = probabilities.argmax(1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:count]
+    columns = 8
+    rows = max(1, -(-len(worst) // columns))
+    figure = Figure(figsize=(columns * 1.15, rows * 1.55 + 0.4), layout="constrained")
+    figure.suptitle(
+        f"The {len(worst)} most confident mistakes of {len(wrong)}", x=0.01, ha="left", fontsize=11
+    )
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, index in zip(figure.axes, worst, strict=False):
+        said = classes[int(predicted[index])]
+        axes.imshow(images[index], interpolation="nearest")
+        axes.set_title(
+            f"{said} {probabilities[index].max():.2f}\nnot {classes[int(labels[index])]}", fontsize=7, color=INK
+        )
+    return figure
+
+
+def per_class_figure(recall: Sequence[float], precision: Sequence[float], classes: Sequence[str]) -> Figure:
+    """Recall as bars and precision as marks, one row a class, worst recall first."""
+    order = [int(index) for index in np.argsort(recall, kind="stable")]
+    figure = Figure(figsize=(6.5, 0.34 * len(classes) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(classes))
+    axes.barh(places, np.asarray(recall)[order], color=ACCENT, height=0.6, label="recall")
+    axes.plot(np.asarray(precision)[order], places, "o", color=INK, markersize=4, label="precision")
+    axes.set_yticks(places, [classes[index] for index in order])
+    lowest = min(*recall, *precision)
+    axes.set_xlim(max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1.0)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower right", frameon=False, ncols=2, bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    with matplotlib.rc_context({"savefig.facecolor": "white"}), files.atomic_open(path) as stream:
+        figure.savefig(stream, format="png", dpi=110, metadata=PNG_METADATA)

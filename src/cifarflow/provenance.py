@@ -1,0 +1,142 @@
+"""Where a result comes from: keys that change exactly when their inputs do, and facts about code and machine."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cifarflow import files
+from cifarflow.config import Config, read_yaml
+from cifarflow.data.packed import DatasetInfo
+from cifarflow.tracking.identity import DatasetRecord, RunIdentity
+from cifarflow.tracking.tracker import Tracker, open_tracker
+from cifarflow.workspace import Workspace
+
+RECORDED_PACKAGES = ("torch", "torchvision", "mlflow", "dvc", "onnx", "onnxruntime", "numpy")
+
+
+def tracked_stage(
+    stage: str,
+    config: Config,
+    workspace: Workspace,
+    *,
+    run_key: str,
+    dataset: DatasetInfo,
+    compute: Mapping[str, str],
+) -> AbstractContextManager[Tracker]:
+    """The tracker of a stage, told all that is known before the stage starts."""
+    return open_tracker(
+        stage=stage,
+        identity=run_identity(config, workspace, run_key=run_key),
+        params=config.flat(),
+        tracking=config.tracking,
+        workspace=workspace,
+        tags=run_tags(workspace, compute, os.environ),
+        dataset=DatasetRecord(
+            name=dataset.source,
+            digest=files.digest_of(dict(dataset.digests)),
+            source=dataset.source,
+            counts={split: sum(by_class.values()) for split, by_class in dataset.counts.items()},
+        ),
+    )
+
+
+def train_key(
+    config: Config, workspace: Workspace, *, data: Mapping[str, Any], compute: Mapping[str, Any]
+) -> str:
+    """The run key: digest of what decides the trained weights.
+
+    `data` holds the digest of each split (the test split's decides nothing), `compute` the device and the precision
+    that this machine chose.
+    """
+    return files.digest_of(
+        {
+            "params": {"seed": config.seed, "model": _plain(config.model), "train": _plain(config.train)},
+            "data": {split: digest for split, digest in data.items() if split != "test"},
+            "code": code_digest(workspace, "train"),
+            "torch": metadata.version("torch"),
+            "compute": dict(compute),
+        }
+    )
+
+
+def run_identity(config: Config, workspace: Workspace, *, run_key: str) -> RunIdentity:
+    """The keys of all stages that hang on one trained model under the present params and code."""
+    keys = {
+        stage: files.digest_of(
+            {"run_key": run_key, "params": _plain(section), "code": code_digest(workspace, stage)}
+        )
+        for stage, section in (("evaluate", config.evaluate), ("export", config.export))
+    }
+    return RunIdentity(run_key=run_key, stage_keys={"train": run_key, **keys})
+
+
+def code_digest(workspace: Workspace, stage: str) -> str:
+    """Digest of the files of code that dvc.yaml names as deps of `stage` (a test holds that list to the imports)."""
+    deps = read_yaml(workspace.pipeline)["stages"][stage]["deps"]
+    digest = hashlib.sha256()
+    for path in _code_files(workspace.root, deps):
+        digest.update(path.relative_to(workspace.root).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
+    return digest.hexdigest()
+
+
+def _code_files(root: Path, deps: Iterable[str]) -> list[Path]:
+    found: set[Path] = set()
+    for dep in deps:
+        if dep.startswith(("src/", "stages/")):
+            path = root / dep
+            found.update(path.rglob("*.py") if path.is_dir() else [path])
+    return sorted(found)
+
+
+def run_tags(workspace: Workspace, compute: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Facts that do not decide a result but tell where it was made; what MLflow shows as tags."""
+    commit, dirty = git_state(workspace.home)
+    tags = {
+        "git.commit": commit,
+        "git.dirty": str(dirty).lower(),
+        "hardware.processor": processor_name(),
+        "hardware.cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        **{f"compute.{name}": value for name, value in compute.items()},
+        **{f"version.{name}": metadata.version(name) for name in RECORDED_PACKAGES},
+    }
+    if experiment := environ.get("DVC_EXP_NAME"):
+        tags["dvc.experiment"] = experiment
+    return tags
+
+
+def git_state(folder: Path) -> tuple[str, bool]:
+    """The commit and whether tracked files differ from it; ("unknown", False) outside a Git checkout."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit, bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", False
+
+
+def processor_name() -> str:
+    """The processor's name as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *command: str) -> str:
+    return subprocess.run(
+        ["git", *command], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    return section.model_dump(mode="json")

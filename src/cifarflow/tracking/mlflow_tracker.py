@@ -1,0 +1,172 @@
+"""Makes and completes MLflow runs from journals: the one door to mlflow, opened when something is sent.
+
+One pipeline state is one run, found by its tag. Everything here can be done again without harm: MLflow drops
+an equal metric, parameters and tags are filled in, files are overwritten, models carry their file's digest.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from cifarflow.config.schema import MlflowConfig
+from cifarflow.errors import TrackingError
+from cifarflow.tracking.identity import PipelineState
+from cifarflow.tracking.journal import Event, Journal
+from cifarflow.tracking.mlflow_replay import RunReplay, retry_when_locked
+from cifarflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+STATE_TAG = "cifarflow.state_key"
+RUN_TAG = "cifarflow.run_key"
+SQLITE = "sqlite:///"
+LOCK_TIMEOUT_SECONDS = 120
+
+
+def tracking_uri(config: MlflowConfig, workspace: Workspace, environ: Mapping[str, str]) -> str:
+    """Where runs go: params.yaml, then MLFLOW_TRACKING_URI, then a SQLite file at home.
+
+    A relative SQLite path counts from home, because a stage may run in a temporary checkout.
+    """
+    uri = config.uri or environ.get("MLFLOW_TRACKING_URI") or SQLITE + workspace.mlflow_database.as_posix()
+    path = Path(uri.removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and not path.is_absolute():
+        return SQLITE + (workspace.home / path).as_posix()
+    return uri
+
+
+def is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def without_password(uri: str) -> str:
+    """The address as it may be shown and logged."""
+    return re.sub(r"(?<=//)[^/@]*@", "", uri)
+
+
+def prepare_environment(config: MlflowConfig) -> None:
+    """Settings that mlflow reads while it is imported; what the user has set stays."""
+    settings = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(config.timeout_seconds),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_DISABLE_AGENT_HINT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning of ours is enough
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """What bringing one run up to date took."""
+
+    changed: bool
+    events_sent: int
+
+
+class MlflowTracker:
+    """Writes journals into one MLflow store; connects at the first use. Not for use from two threads."""
+
+    def __init__(self, config: MlflowConfig, workspace: Workspace) -> None:
+        self.uri = tracking_uri(config, workspace, os.environ)
+        self._config = config
+        self._workspace = workspace
+        self._connected: tuple[MlflowClient, str] | None = None
+
+    def connect(self) -> "tuple[MlflowClient, str]":
+        """The client and the id of the experiment, which is made when it is missing.
+
+        Raises TrackingError when the experiment is in MLflow's trash.
+        """
+        if self._connected is None:
+            prepare_environment(self._config)
+            from mlflow import MlflowClient
+
+            with self._alone():
+                client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                self._connected = client, retry_when_locked(lambda: self._experiment_id(client))
+        return self._connected
+
+    def complete(self, state: PipelineState, journals: Sequence[Journal]) -> Completion:
+        """Bring the run of a state up to date with its journals; makes the run when there is none."""
+        client, experiment_id = self.connect()
+        recorded = [(journal, events) for journal in journals if (events := journal.events())]
+        with self._alone():
+            run = retry_when_locked(lambda: _find_run(client, experiment_id, state))
+            created = run is None
+            if run is None:
+                started = min((events[0]["time"] for _, events in recorded), default=None)
+                run = retry_when_locked(lambda: _create_run(client, experiment_id, state, started=started))
+        replay = RunReplay(client, run, state)
+        replay.fill_in(state)
+        sent = sum(replay.send(journal, events) for journal, events in recorded)
+        retry_when_locked(lambda: _follow_status(client, run, [events[-1] for _, events in recorded]))
+        return Completion(changed=created or sent > 0, events_sent=sent)
+
+    def _alone(self) -> FileLock:
+        """Keeps the processes of this repository apart while one makes the store, the experiment or a run.
+
+        MLflow's own lock is not enough: four first starts at once break each other's migrations.
+        """
+        self._workspace.state.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._workspace.state / "mlflow.lock", timeout=LOCK_TIMEOUT_SECONDS)
+
+    def _experiment_id(self, client: "MlflowClient") -> str:
+        from mlflow import MlflowException
+
+        name = self._config.experiment
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            # Without a location MLflow takes the current folder, which may be a temporary checkout.
+            location = None if is_server(self.uri) else self._workspace.mlflow_artifacts.as_uri()
+            try:
+                return client.create_experiment(name, artifact_location=location)
+            except MlflowException:
+                experiment = client.get_experiment_by_name(name)  # another process was faster
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage != "active":
+            raise TrackingError(
+                f"the MLflow experiment {name!r} (params.yaml: tracking.mlflow.experiment) "
+                f"at {without_password(self.uri)} was deleted. Choose another name, or restore it: "
+                f"`uv run mlflow experiments restore -x {experiment.experiment_id}`."
+            )
+        return experiment.experiment_id
+
+
+def _find_run(client: "MlflowClient", experiment_id: str, state: PipelineState) -> "Run | None":
+    query = f"tags.`{STATE_TAG}` = '{state.identity.state_key}'"
+    runs = client.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"], max_results=1)
+    return runs[0] if runs else None
+
+
+def _create_run(
+    client: "MlflowClient", experiment_id: str, state: PipelineState, *, started: int | None
+) -> "Run":
+    keys = {STATE_TAG: state.identity.state_key, RUN_TAG: state.identity.run_key}
+    tags = {**keys, "mlflow.source.name": "cifarflow"}
+    return client.create_run(experiment_id, start_time=started, tags=tags, run_name=state.name)
+
+
+def _follow_status(client: "MlflowClient", run: "Run", last_events: Sequence[Event]) -> None:
+    """The stage that spoke last decides: RUNNING until its status event; FINISHED if none ever spoke."""
+    latest = max(last_events, key=lambda event: event["time"], default=None)
+    if latest is not None and latest["kind"] != "status":
+        client.update_run(run.info.run_id, status="RUNNING")
+        return
+    status, end = (latest["status"], latest["time"]) if latest else ("FINISHED", run.info.end_time)
+    if (run.info.status, run.info.end_time) != (status, end) or end is None:
+        client.set_terminated(run.info.run_id, status, end)

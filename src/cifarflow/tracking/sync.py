@@ -1,0 +1,72 @@
+"""Send what MLflow lacks: after an outage, a deleted database, or for results out of DVC's cache."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cifarflow.config.schema import TrackingConfig
+from cifarflow.errors import TrackingError
+from cifarflow.tracking.identity import PipelineState
+from cifarflow.tracking.journal import all_journals, journals_of
+from cifarflow.tracking.mlflow_tracker import MlflowTracker, without_password
+from cifarflow.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyncReport:
+    runs_completed: int
+    """Runs that were made or got something new."""
+    events_sent: int
+    failures: tuple[str, ...]
+
+
+def sync(
+    workspace: Workspace, tracking: TrackingConfig, *, current: PipelineState | None = None
+) -> SyncReport:
+    """Complete the run of every pipeline state that a journal knows, and of the current one.
+
+    DVC may have put the current state together from its cache without running a stage; no journal names it.
+    Raises TrackingError when tracking is off.
+    """
+    if not tracking.mlflow.enabled:
+        raise TrackingError("params.yaml: tracking.mlflow.enabled is false. Set it to true, then sync again.")
+    tracker = MlflowTracker(tracking.mlflow, workspace)
+    try:
+        tracker.connect()
+    except Exception as error:  # a dead store has no common exception type
+        return SyncReport(
+            runs_completed=0,
+            events_sent=0,
+            failures=(f"{without_password(tracker.uri)}: {_first_line(error)}",),
+        )
+    return _complete_all(tracker, workspace, known_states(workspace, current=current))
+
+
+def known_states(workspace: Workspace, *, current: PipelineState | None = None) -> list[PipelineState]:
+    """Every state that a stage was ever started in, oldest first; of each the latest description."""
+    started = [
+        event for journal in all_journals(workspace) for event in journal.events() if event["kind"] == "start"
+    ]
+    started.sort(key=lambda event: event["time"])
+    states = {event["state_key"]: PipelineState.from_event(event) for event in started}
+    if current is not None:
+        states.setdefault(current.identity.state_key, current)
+    return list(states.values())
+
+
+def _complete_all(
+    tracker: MlflowTracker, workspace: Workspace, states: Iterable[PipelineState]
+) -> SyncReport:
+    completed, sent, failures = 0, 0, []
+    for state in states:
+        try:
+            result = tracker.complete(state, journals_of(workspace, state.identity.stage_keys))
+        except Exception as error:  # one broken run must not keep the others back
+            failures.append(f"{state.name}: {_first_line(error)}")
+        else:
+            completed += result.changed
+            sent += result.events_sent
+    return SyncReport(runs_completed=completed, events_sent=sent, failures=tuple(failures))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

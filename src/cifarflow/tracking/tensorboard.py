@@ -1,0 +1,96 @@
+"""TensorBoard as a view that may fail: a fault in it is one warning, never the end of a training."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+BEFORE_ALL_STEPS = -1
+
+
+class TensorboardView:
+    """Writes one TensorBoard run; after the first fault it is silent.
+
+    What an earlier, killed process wrote from `first_step` on is hidden, so that no step shows twice.
+    Without a folder it does nothing.
+    """
+
+    def __init__(self, folder: Path | None, *, first_step: int | None = None) -> None:
+        self._first_step = first_step
+        self._writer: SummaryWriter | None = None
+        if folder is not None:
+            with self._guarded("writer", step=None):
+                self._writer = self._open(folder)
+
+    def scalars(self, metrics: Mapping[str, float], *, step: int) -> None:
+        with self._guarded("scalars", step=step) as writer:
+            for name, value in metrics.items():
+                writer.add_scalar(chart_of(name), value, step)
+            writer.flush()
+
+    def pictures(self, tag: str, images: np.ndarray, *, step: int) -> None:
+        """`images` is uint8 [N, H, W, 3]; they show as one grid."""
+        with self._guarded(f"pictures {tag!r}", step=step) as writer:
+            writer.add_images(tag, images, step, dataformats="NHWC")
+
+    def histograms(self, tensors: "Mapping[str, torch.Tensor]", *, step: int) -> None:
+        with self._guarded("histograms", step=step) as writer:
+            for name, tensor in tensors.items():
+                writer.add_histogram(name, tensor.detach().float(), step)
+
+    def graph(self, model: "torch.nn.Module", example: "torch.Tensor") -> None:
+        """Drawn once; a training that goes on has it from its first start."""
+        with self._guarded("graph", step=BEFORE_ALL_STEPS, fatal=False) as writer, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit, which traces, is deprecated
+            writer.add_graph(model, example, use_strict_trace=False)
+
+    def close(self) -> None:
+        with self._guarded("close", step=None) as writer:
+            writer.close()
+
+    @contextlib.contextmanager
+    def _guarded(
+        self, what: str, *, step: int | None, fatal: bool = True
+    ) -> "Iterator[SummaryWriter | _Nowhere]":
+        """The writer, or a stand-in that does nothing; a fatal fault inside the block ends the view."""
+        try:
+            yield self._writer_for(step)
+        except Exception as error:  # disk full, an odd model, a broken install: the training matters more
+            reason = f"{type(error).__name__}: {error}"
+            effect = "TensorBoard stops here" if fatal else "TensorBoard goes on without it"
+            logger.warning("TensorBoard: no %s (%s). %s, the training goes on.", what, reason, effect)
+            if fatal:
+                self._writer = None
+
+    def _open(self, folder: Path) -> "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder), purge_step=self._first_step)
+
+    def _writer_for(self, step: int | None) -> "SummaryWriter | _Nowhere":
+        shown_already = step is not None and self._first_step is not None and step < self._first_step
+        return self._writer if self._writer is not None and not shown_already else _Nowhere()
+
+
+class _Nowhere:
+    """Takes every call of a SummaryWriter and does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+def chart_of(metric: str) -> str:
+    """`train_loss` becomes `loss/train`, so that the splits of one quantity stand side by side."""
+    split, _, quantity = metric.partition("_")
+    return f"{quantity}/{split}" if split in SPLITS and quantity else metric

@@ -1,0 +1,116 @@
+"""What a stage reports to: its journal first, then the views of it, TensorBoard and MLflow."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cifarflow.config.schema import MlflowConfig, TrackingConfig
+from cifarflow.tracking.identity import EXPERIMENT_TAG, DatasetRecord, PipelineState, RunIdentity
+from cifarflow.tracking.journal import JournalWriter, journal_of, journals_of
+from cifarflow.tracking.mlflow_tracker import MlflowTracker, is_server, without_password
+from cifarflow.tracking.sender import Sender
+from cifarflow.tracking.tensorboard import TensorboardView
+from cifarflow.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+LOCAL_PATIENCE_SECONDS = 60.0  # a new SQLite store takes mlflow some seconds to set up, and it can't hang
+
+
+class Tracker:
+    """Records one stage; a call returns when the journal is on disk, and no view makes it fail or wait."""
+
+    def __init__(self, writer: JournalWriter, sender: Sender | None, tensorboard: TensorboardView) -> None:
+        self._writer = writer
+        self._sender = sender
+        self.tensorboard = tensorboard
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Numbers of one step; one that the journal has from before a kill is not written again."""
+        new = self._writer.metrics(values, step=step)
+        self.tensorboard.scalars(new, step=step)
+        self._notify()
+
+    def artifact(self, path: Path, *, folder: str = "") -> None:
+        """A file to keep with the run, under its name in `folder`."""
+        self._writer.artifact(path, folder=folder)
+        self._notify()
+
+    def onnx_model(self, path: Path, *, image_size: int, classes: Sequence[str]) -> None:
+        """The exported model, `images` uint8 [N, H, W, 3] to `probabilities` float32 [N, classes]."""
+        self._writer.onnx_model(path, image_size=image_size, classes=classes)
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._sender is not None:
+            self._sender.notify()
+
+
+@contextlib.contextmanager
+def open_tracker(  # noqa: PLR0913 - each of these is a different thing, and a stage has them all at hand
+    *,
+    stage: str,
+    identity: RunIdentity,
+    params: Mapping[str, Any],
+    tracking: TrackingConfig,
+    workspace: Workspace,
+    tags: Mapping[str, str],
+    dataset: DatasetRecord | None = None,
+) -> Iterator[Tracker]:
+    """The tracker of one stage; its run ends FINISHED, FAILED (an exception) or KILLED (Ctrl-C, SIGTERM)."""
+    state = PipelineState(identity=identity, params=params, tags=tags, dataset=dataset)
+    writer = JournalWriter(journal_of(workspace, stage, identity.stage_keys[stage]))
+    tensorboard = _open_tensorboard(writer, tracking, workspace, state=state, stage=stage)
+    writer.start(state, stage=stage)
+    sender = _open_sender(tracking.mlflow, workspace, state=state) if tracking.mlflow.enabled else None
+    try:
+        yield Tracker(writer, sender, tensorboard)
+    except BaseException as error:
+        writer.status("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    else:
+        writer.status("FINISHED")
+    finally:
+        writer.close()
+        tensorboard.close()
+        if sender is not None:
+            _close_sender(sender, tracking.mlflow, workspace)
+
+
+def _open_tensorboard(
+    writer: JournalWriter, tracking: TrackingConfig, workspace: Workspace, *, state: PipelineState, stage: str
+) -> TensorboardView:
+    """The last step of a killed process may not have reached TensorBoard's file: it is written again."""
+    if not tracking.tensorboard.enabled:
+        return TensorboardView(None)
+    name = "-".join(filter(None, (state.tags.get(EXPERIMENT_TAG), state.identity.run_key[:12])))
+    folder = workspace.tensorboard_logs / name
+    last_step = writer.last_step
+    view = TensorboardView(folder if stage == "train" else folder / stage, first_step=last_step)
+    if last_step is not None:
+        view.scalars(writer.values_at(last_step), step=last_step)
+    return view
+
+
+def _open_sender(config: MlflowConfig, workspace: Workspace, *, state: PipelineState) -> Sender:
+    store = MlflowTracker(config, workspace)
+
+    def send() -> None:
+        store.complete(state, journals_of(workspace, state.identity.stage_keys))
+
+    sender = Sender(send, target=f"MLflow at {without_password(store.uri)}")
+    sender.notify()
+    return sender
+
+
+def _close_sender(sender: Sender, config: MlflowConfig, workspace: Workspace) -> None:
+    sender.notify()  # of the status event
+    local = not is_server(MlflowTracker(config, workspace).uri)
+    patience = max(LOCAL_PATIENCE_SECONDS, config.timeout_seconds) if local else config.timeout_seconds
+    if not sender.close(timeout_seconds=patience):
+        logger.warning(
+            "MLflow lacks a part of this run; `uv run cifarflow sync` sends the rest from %s.",
+            workspace.journals,
+        )

@@ -1,0 +1,72 @@
+"""Checkpoints from which a killed run goes on: tensors and plain values only, whole or not there at all.
+
+They lie outside DVC's outputs, in a folder named by the run key: DVC deletes a stage's outputs before it starts, and
+`persist: true` would switch its run-cache off. A changed parameter, dataset or line of code has another run key, and
+so another folder: an old state is never resumed.
+"""
+
+import hashlib
+import io
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifarflow import files
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+FORMAT = 1
+
+
+@dataclass(kw_only=True, slots=True)
+class Checkpoints:
+    """The last two states of one run, at most one every `interval_seconds`."""
+
+    folder: Path
+    interval_seconds: float
+    clock: Callable[[], float] = time.monotonic
+    _last_save: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._last_save = self.clock()
+
+    def is_due(self) -> bool:
+        return self.clock() - self._last_save >= self.interval_seconds
+
+    def save(self, state: dict[str, Any], *, step: int) -> Path:
+        """Write `state` and drop all but the last two; the file's name ends in the digest of its bytes."""
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, **state}, buffer)
+        content = buffer.getvalue()
+        path = self.folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+        files.write_bytes(path, content)
+        for old in self._newest_first()[KEPT:]:
+            old.unlink(missing_ok=True)
+        self._last_save = self.clock()
+        return path
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state that is whole, or None; a broken file is passed over with a warning."""
+        for path in self._newest_first():
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
+                logger.warning("checkpoint %s is damaged; the one before it is used", path)
+                continue
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if state["format"] == FORMAT:
+                return state
+        return None
+
+    def discard(self) -> None:
+        """The run is finished: its model is in DVC's cache, and the states on the way are needed no longer."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*-*.pt"), reverse=True)

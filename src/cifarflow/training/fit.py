@@ -1,0 +1,134 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from cifarflow.errors import TrainingError
+from cifarflow.evaluation.predict import predict_logits
+from cifarflow.training.checkpoint import Checkpoints
+from cifarflow.training.interrupts import Interrupts, TrainingInterrupted
+from cifarflow.training.losses import LOSSES
+from cifarflow.training.optimizers import build_optimizers, schedule_groups
+from cifarflow.training.progress import TrainingProgress, training_progress
+from cifarflow.training.schedules import learning_rate_factor
+from cifarflow.training.state import TrainState
+from cifarflow.training.step import Step
+from cifarflow.training.task import Task
+
+EpochHook = Callable[[TrainState], None]
+VALIDATION_BATCH_SIZE = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """One run of training: `Fit(...).run()` takes `state` from where it stands to the end."""
+
+    task: Task
+    state: TrainState
+    step: Step
+    checkpoints: Checkpoints
+    on_epoch: EpochHook
+
+    @classmethod
+    def start(cls, task: Task, model: nn.Module, *, checkpoints: Checkpoints, on_epoch: EpochHook) -> "Fit":
+        """A run at its first step, or at the last checkpoint where there is one."""
+        config = task.config
+        optimizers = build_optimizers(config.optimizer.name, model, **config.optimizer.options())
+        state = TrainState(model=model, optimizers=optimizers)
+        if (saved := checkpoints.load()) is not None:
+            state.restore(saved)
+        step = Step(
+            model=model,
+            optimizers=optimizers,
+            loss=LOSSES.get(config.loss.name, where="params.yaml: train.loss.name"),
+            label_smoothing=config.loss.label_smoothing,
+            micro_batch_size=config.micro_batch_size,
+            compute=task.compute,
+        )
+        return cls(task=task, state=state, step=step, checkpoints=checkpoints, on_epoch=on_epoch)
+
+    def run(self) -> None:
+        """Train to the end. Raises TrainingInterrupted (state saved) and TrainingError (loss not finite)."""
+        per_epoch, total = self.task.batches.steps_per_epoch, self.task.total_steps
+        with Interrupts() as interrupts, training_progress(total) as progress:
+            if self.state.step:
+                progress.say(
+                    f"going on from step {self.state.step} of {total} (checkpoint in {self.checkpoints.folder})"
+                )
+            for epoch in range(len(self.state.history), math.ceil(total / per_epoch)):
+                self._train_epoch(epoch, interrupts, progress)
+                row = self.state.finish_epoch(self._validate())
+                progress.epoch(row, epochs=self.task.config.epochs)
+                self.on_epoch(self.state)
+
+    def _train_epoch(self, epoch: int, interrupts: Interrupts, progress: TrainingProgress) -> None:
+        state, task = self.state, self.task
+        first_step = epoch * task.batches.steps_per_epoch
+        batches = task.batches.batches(epoch)[: task.total_steps - first_step]
+        self.step.model.train()
+        for indices in batches[state.step - first_step :]:
+            start = time.perf_counter()
+            schedule_groups(
+                state.optimizers, progress=state.step / task.total_steps, factor=self._learning_rate_factor
+            )
+            images = task.augmentation(task.train.images, indices, epoch=epoch, step=state.step)
+            labels = task.train.labels[indices.to(images.device)]
+            self.step.clear_gradients()
+            loss_sum, correct = self.step(images, labels, task.preprocess(task.pixels_at(state.step)))
+            if not math.isfinite(loss_sum):
+                raise self._diverged(loss_sum)
+            state.record(
+                loss_sum=loss_sum, correct=correct, count=len(indices), seconds=time.perf_counter() - start
+            )
+            progress.step(state.step, f"loss {loss_sum / len(indices):.3f}")
+            self._keep_safe(interrupts)
+
+    def _keep_safe(self, interrupts: Interrupts) -> None:
+        """Save the state when it is time to, or when somebody wants the process to end."""
+        if interrupts.requested or self.checkpoints.is_due():
+            path = self.checkpoints.save(self.state.snapshot(), step=self.state.step)
+            if interrupts.requested:
+                raise TrainingInterrupted(
+                    f"stopped after step {self.state.step}, saved in {path}; the same command goes on"
+                )
+
+    def _learning_rate_factor(self, progress: float) -> float:
+        schedule = self.task.config.schedule
+        return learning_rate_factor(
+            progress,
+            name=schedule.name,
+            warmup_fraction=schedule.warmup_fraction,
+            final_fraction=schedule.final_fraction,
+        )
+
+    def _validate(self) -> dict[str, float]:
+        """Loss and accuracy on the validation split, at the size of pictures that the epoch ended with."""
+        task, model = self.task, self.state.model.eval()
+        pixels = task.pixels_at(self.state.step - 1)
+        with task.compute.autocast():
+            logits = predict_logits(
+                model,
+                task.validation.images,
+                preprocess=task.preprocess(pixels),
+                batch_size=VALIDATION_BATCH_SIZE,
+            )
+        labels = task.validation.labels
+        return {
+            "validation_loss": self.step.loss(logits, labels, 0.0).item() / len(labels),
+            "validation_accuracy": int((logits.argmax(1) == labels).sum()) / len(labels),
+            "learning_rate": max(
+                group["lr"] for optimizer in self.state.optimizers for group in optimizer.param_groups
+            ),
+            "pixels": float(pixels),
+        }
+
+    def _diverged(self, loss: float) -> TrainingError:
+        return TrainingError(
+            f"the loss became {loss} at step {self.state.step + 1} of {self.task.total_steps}. "
+            f"Lower the learning rate of train.optimizer.{self.task.config.optimizer.name}, or set train.precision to fp32. "
+            f"Checkpoints from before it are in {self.checkpoints.folder}."
+        )

@@ -1,0 +1,52 @@
+"""What a person sees while training runs: a live bar on a terminal, one line an epoch elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import TextIO, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """Reports steps and epochs; `stream` decides which form."""
+
+    def __init__(self, total_steps: int, bar: Progress | None, stream: TextIO) -> None:
+        self._bar = bar
+        self._stream = stream
+        self._task = bar.add_task("train", total=total_steps, status="") if bar else None
+        self._start = time.perf_counter()
+
+    def say(self, line: str) -> None:
+        """One line, above the bar where there is one."""
+        if self._bar:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def step(self, done: int, status: str) -> None:
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, status=status)
+
+    def epoch(self, row: Mapping[str, float], *, epochs: float) -> None:
+        self.say(
+            f"epoch {row['epoch']:>5g} of {epochs:g}  "
+            f"loss {row['train_loss']:.4f} / {row['validation_loss']:.4f}  "
+            f"accuracy {row['train_accuracy']:.4f} / {row['validation_accuracy']:.4f}  "
+            f"{row['pixels']:g} px  {row['images_per_second']:,.0f} images/s  "
+            f"{time.perf_counter() - self._start:.0f} s"
+        )
+
+
+@contextlib.contextmanager
+def training_progress(total_steps: int, *, stream: TextIO | None = None) -> Iterator[TrainingProgress]:
+    """A progress report on `stream` (stdout unless given)."""
+    stream = cast(TextIO, stream or sys.stdout)
+    if not stream.isatty():
+        yield TrainingProgress(total_steps, None, stream)
+        return
+    columns = (TextColumn("train"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+        yield TrainingProgress(total_steps, bar, stream)

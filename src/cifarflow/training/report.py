@@ -1,0 +1,85 @@
+"""What a training run reports while it runs, and the files that it leaves."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cifarflow import files
+from cifarflow.tracking.tracker import Tracker
+from cifarflow.training.state import TrainState
+from cifarflow.training.task import Task
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "validation_loss",
+    "train_accuracy",
+    "validation_accuracy",
+    "learning_rate",
+    "images_per_second",
+    "seconds",
+    "pixels",
+)
+SHOWN_IN_GRAPH = 2
+
+
+def write_history(rows: list[dict[str, float]], path: Path) -> None:
+    """All epochs so far as a CSV file, one row an epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{row[name]:.6g}" for name in HISTORY_COLUMNS} for row in rows)
+    files.write_text(path, text.getvalue())
+
+
+def report_epoch(state: TrainState, *, tracker: Tracker, history: Path, histograms: bool) -> None:
+    """Pass the newest row of the history on, and what the weights look like by now."""
+    row = state.history[-1]
+    epoch = int(row["epoch"])
+    write_history(state.history, history)
+    tracker.metrics({name: row[name] for name in HISTORY_COLUMNS[1:]}, step=epoch)
+    if histograms:
+        tracker.tensorboard.histograms(_weights_and_gradients(state.model), step=epoch)
+
+
+def show_task(task: Task, model: nn.Module, *, tracker: Tracker, pictures: int, graph: bool) -> None:
+    """Training pictures before and after augmentation, and the network as a graph."""
+    first = torch.arange(min(pictures, len(task.train.labels)))
+    if pictures:
+        augmented = task.augmentation(task.train.images, first, epoch=0, step=0)
+        tracker.tensorboard.pictures("pictures/before", task.train.images[first].cpu().numpy(), step=0)
+        tracker.tensorboard.pictures("pictures/augmented", augmented.cpu().numpy(), step=0)
+    if graph:
+        example = task.preprocess(task.dataset.image_size)(task.train.images[:SHOWN_IN_GRAPH])
+        tracker.tensorboard.graph(model, example)
+
+
+def train_metrics(state: TrainState, task: Task) -> dict[str, Any]:
+    """What metrics/train.json holds: the last epoch, the whole run's time, and how it was computed."""
+    last = state.history[-1]
+    seconds = sum(row["seconds"] for row in state.history)
+    return {
+        **{name: last[name] for name in HISTORY_COLUMNS[2:6]},
+        "epochs": task.config.epochs,
+        "steps": state.step,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(task.train.labels) * task.config.epochs / seconds, 1),
+        "weights": sum(parameter.numel() for parameter in state.model.parameters()),
+        "compute": {
+            **task.compute.describe(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+    }
+
+
+def _weights_and_gradients(model: nn.Module) -> Mapping[str, torch.Tensor]:
+    named = dict(model.named_parameters())
+    gradients = {f"gradients/{name}": p.grad for name, p in named.items() if p.grad is not None}
+    return {**{f"weights/{name}": p.detach() for name, p in named.items()}, **gradients}

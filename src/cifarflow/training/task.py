@@ -1,0 +1,93 @@
+"""What is trained, on what, and how: params turned into objects, once, before the loop starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cifarflow.config.schema import ModelConfig, TrainConfig
+from cifarflow.data.augment import Augmentation
+from cifarflow.data.batches import BatchPlan
+from cifarflow.data.packed import DatasetInfo, read_dataset, read_split
+from cifarflow.models import create_model
+from cifarflow.models.preprocess import Preprocess
+from cifarflow.training.hardware import ComputePlan
+from cifarflow.workspace import Workspace
+
+WHITENING_PICTURES = 5000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """A split on the training device: uint8 `[N, H, W, 3]` and int64 `[N]`."""
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> "Pictures":
+        split = read_split(path)
+        return cls(
+            images=torch.from_numpy(split.images).to(device), labels=torch.from_numpy(split.labels).to(device)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """Everything about a run that does not change while it trains."""
+
+    config: TrainConfig
+    compute: ComputePlan
+    train: Pictures
+    validation: Pictures
+    dataset: DatasetInfo
+    batches: BatchPlan
+    augmentation: Augmentation
+
+    @classmethod
+    def load(cls, config: TrainConfig, *, seed: int, compute: ComputePlan, workspace: Workspace) -> "Task":
+        """Read what `prepare` made. Raises MissingInputError."""
+        train = Pictures.load(workspace.split("train"), compute.device)
+        return cls(
+            config=config,
+            compute=compute,
+            train=train,
+            validation=Pictures.load(workspace.split("validation"), compute.device),
+            dataset=read_dataset(workspace.dataset),
+            batches=BatchPlan(count=len(train.labels), batch_size=config.batch_size, seed=seed),
+            augmentation=Augmentation(**config.augment.model_dump(), seed=seed),
+        )
+
+    @property
+    def total_steps(self) -> int:
+        return max(1, round(self.config.epochs * self.batches.steps_per_epoch))
+
+    def pixels_at(self, step: int) -> int:
+        """The side of the pictures that a step sees: small ones early in training cost a fraction of the arithmetic."""
+        progress = step / self.total_steps
+        for stage in self.config.resolution:
+            if progress < stage.until:
+                return min(stage.pixels, self.dataset.image_size)
+        return self.dataset.image_size
+
+    def preprocess(self, pixels: int) -> Preprocess:
+        scale = Preprocess(mean=self.dataset.mean, std=self.dataset.std, image_size=pixels)
+        return scale.to(self.compute.device)
+
+    def new_model(self, config: ModelConfig, *, seed: int) -> nn.Module:
+        """Fresh weights that depend on the seed alone (and, where the network whitens its input, on the pictures)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = create_model(
+                config.name,
+                num_classes=len(self.dataset.classes),
+                image_size=self.dataset.image_size,
+                **config.options(),
+            )
+        model = model.to(device=self.compute.device, memory_format=self.compute.memory_format)  # pyright: ignore[reportCallIssue]
+        if hasattr(model, "init_whiten"):
+            model.init_whiten(
+                self.preprocess(self.dataset.image_size)(self.train.images[:WHITENING_PICTURES])
+            )
+        return model

@@ -1,0 +1,53 @@
+"""The train stage as one call: from a task to a model on disk."""
+
+from functools import partial
+from typing import Any
+
+from cifarflow.config.schema import ModelConfig, TensorboardConfig
+from cifarflow.models.bundle import ModelDescription, save_model
+from cifarflow.tracking.tracker import Tracker
+from cifarflow.training.checkpoint import Checkpoints
+from cifarflow.training.fit import Fit
+from cifarflow.training.report import report_epoch, show_task, train_metrics
+from cifarflow.training.task import Task
+from cifarflow.workspace import Workspace
+
+
+def train(  # noqa: PLR0913 - the loop's collaborators, each once
+    task: Task,
+    model_config: ModelConfig,
+    *,
+    seed: int,
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+    views: TensorboardConfig,
+    workspace: Workspace,
+) -> Fit:
+    """Train from the last checkpoint, or from fresh weights, to the end; reports every epoch to `tracker`."""
+    model = task.new_model(model_config, seed=seed)
+    show_task(task, model, tracker=tracker, pictures=views.pictures, graph=views.graph)
+    on_epoch = partial(report_epoch, tracker=tracker, history=workspace.history, histograms=views.histograms)
+    fit = Fit.start(task, model, checkpoints=checkpoints, on_epoch=on_epoch)
+    fit.run()
+    return fit
+
+
+def save_trained(
+    fit: Fit, model_config: ModelConfig, *, run_key: str, workspace: Workspace
+) -> dict[str, Any]:
+    """Write the model and its description; returns the metrics of the run. The checkpoints have served their time."""
+    dataset = fit.task.dataset
+    description = ModelDescription(
+        architecture=model_config.name,
+        options=model_config.options(),
+        classes=dataset.classes,
+        image_size=dataset.image_size,
+        mean=dataset.mean,
+        std=dataset.std,
+        run_key=run_key,
+    )
+    save_model(
+        fit.state.model, description, weights=workspace.model_weights, target=workspace.model_description
+    )
+    fit.checkpoints.discard()
+    return train_metrics(fit.state, fit.task)

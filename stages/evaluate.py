@@ -1,0 +1,36 @@
+"""evaluate: open the test split, the only time, and say how good the model is on it."""
+
+import sys
+
+from cifarflow import errors, files
+from cifarflow.config import flatten, load_config
+from cifarflow.data.packed import read_dataset, read_split
+from cifarflow.evaluation.evaluate import evaluate
+from cifarflow.evaluation.report import write_report
+from cifarflow.models.bundle import load_model
+from cifarflow.provenance import tracked_stage
+from cifarflow.workspace import Workspace
+
+
+def main() -> None:
+    workspace = Workspace.here()
+    config = load_config(workspace.params)
+    model, description = load_model(workspace.model_weights, workspace.model_description)
+    dataset = read_dataset(workspace.dataset)
+    with tracked_stage(
+        "evaluate", config, workspace, run_key=description.run_key, dataset=dataset, compute={}
+    ) as tracker:
+        result = evaluate(model, description, read_split(workspace.split("test")), config.evaluate)
+        metrics, plots = write_report(result, workspace.plots)
+        files.write_json(workspace.metrics("evaluation"), metrics)
+        tracker.metrics({f"test_{name}": value for name, value in flatten(metrics)}, step=0)
+        for plot in plots:
+            tracker.artifact(plot, folder="plots")
+    print(
+        f"evaluate: {len(result.labels):,} test pictures, accuracy {metrics['accuracy']:.4f}, "
+        f"with test-time augmentation {metrics['accuracy_tta']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

@@ -1,0 +1,214 @@
+"""CIFAR-10 from every kind of address, and the drawn shapes."""
+
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from cifarflow.config.schema import Cifar10Config, FolderConfig, ShapesConfig
+from cifarflow.data.archive import Published
+from cifarflow.data.downloading import Patience
+from cifarflow.data.progress import plain_lines
+from cifarflow.data.sources import SOURCES, FetchContext, ReadContext, cifar10, shapes
+from cifarflow.errors import DataIntegrityError, DownloadError, MissingInputError, UnknownNameError
+from cifarflow.workspace import Workspace
+
+SMALL = {name: f"content of {name}".encode() for name in cifar10.PUBLISHED}
+SHAPES = ShapesConfig(train_count=200, test_count=100, image_size=32, seed=0)
+
+
+def context(root: Path, *, urls: tuple[str, ...] = ("http://127.0.0.1:9/x",), archive: str = "", **more) -> FetchContext:
+    return FetchContext(
+        workspace=Workspace.at(root, {}),
+        environ={"CIFAR10_ARCHIVE": archive},
+        progress=plain_lines,
+        cifar10=Cifar10Config(urls=urls),
+        shapes=more.get("shapes", SHAPES),
+        patience=Patience(connect_seconds=1, stall_seconds=1),
+    )
+
+
+def reading(root: Path) -> ReadContext:
+    return ReadContext(raw=root / "data" / "raw", seed=1, folder=FolderConfig(image_size=32, test_fraction=0.2))
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An archive of eight small files that count as the published ones."""
+    table = {name: Published(len(body), hashlib.sha256(body).hexdigest()) for name, body in SMALL.items()}
+    monkeypatch.setattr(cifar10, "PUBLISHED", table)
+    path = tmp_path / "served" / "cifar.tar.gz"
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as tar:
+        for name, body in SMALL.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(body)
+            tar.addfile(member, io.BytesIO(body))
+    return path
+
+
+@pytest.fixture
+def address(archive: Path) -> Iterator[str]:
+    """The folder of `archive` over HTTP."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(archive.parent)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def fetched(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "data/raw/cifar-10-batches-py").iterdir()}
+
+
+def test_unknown_source_is_named_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'cifar10'"):
+        SOURCES.get("cifar100")
+
+
+@pytest.mark.parametrize("form", ["absolute", "relative", "uri", "home"])
+def test_own_archive_by_path(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    own = {
+        "absolute": str(archive),
+        "relative": "served/cifar.tar.gz",
+        "uri": archive.as_uri(),
+        "home": "~/served/cifar.tar.gz",
+    }
+    assert str(archive) in cifar10.fetch(context(tmp_path, archive=own[form]))
+    assert fetched(tmp_path) == SMALL
+
+
+def test_own_archive_by_address_goes_before_the_list(address: str, tmp_path: Path) -> None:
+    cifar10.fetch(context(tmp_path, archive=f"{address}/cifar.tar.gz"))
+    assert fetched(tmp_path) == SMALL
+
+
+def test_next_address_when_one_fails_and_nothing_is_left_over(address: str, archive: Path, tmp_path: Path) -> None:
+    (archive.parent / "other.tar.gz").write_bytes(archive.read_bytes()[:200])
+    urls = tuple(f"{address}/{name}" for name in ("lost.tar.gz", "other.tar.gz", "cifar.tar.gz"))
+    assert "cifar.tar.gz" in cifar10.fetch(context(tmp_path, urls=urls))
+    assert fetched(tmp_path) == SMALL
+    assert os.listdir(tmp_path / ".cifarflow/downloads") == ["lock"]
+
+
+def test_complete_files_are_not_fetched_again(archive: Path, tmp_path: Path) -> None:
+    cifar10.fetch(context(tmp_path, archive=str(archive)))
+    archive.unlink()
+    assert "already" in cifar10.fetch(context(tmp_path))
+
+
+def test_all_addresses_and_reasons_and_the_way_out_are_named(address: str, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError) as caught:
+        cifar10.fetch(context(tmp_path, urls=(f"{address}/lost", "ftp://host/x", "http://127.0.0.1:9/y")))
+    text = str(caught.value)
+    for part in (f"{address}/lost: HTTP 404", "ftp://host/x: is no http", "127.0.0.1:9/y: ", "CIFAR10_ARCHIVE"):
+        assert part in text
+
+
+def test_own_archive_that_is_something_else_is_named(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataIntegrityError, match=r"CIFAR10_ARCHIVE names .*missing"):
+        cifar10.fetch(context(tmp_path, archive="missing.tar.gz"))
+    archive.write_bytes(b"no archive")
+    with pytest.raises(DataIntegrityError, match=r"not a whole tar.gz archive.* Mend or unset CIFAR10_ARCHIVE"):
+        cifar10.fetch(context(tmp_path, archive=str(archive)))
+
+
+def test_second_download_waits_for_the_first(
+    archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    downloads = tmp_path / ".cifarflow/downloads"
+    downloads.mkdir(parents=True)
+    with FileLock(downloads / "lock"):
+        second = threading.Thread(target=cifar10.fetch, args=(context(tmp_path, archive=str(archive)),))
+        second.start()
+        second.join(timeout=0.1)
+        assert second.is_alive()
+        assert not (tmp_path / "data/raw").exists()
+    second.join(timeout=5)
+    assert fetched(tmp_path) == SMALL
+    assert "waiting" in caplog.text
+
+
+class Exploit:
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.proof),)
+
+
+def test_wrong_digest_is_never_unpickled(tmp_path: Path) -> None:
+    folder = tmp_path / "data/raw/cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    (folder / "batches.meta").write_bytes(pickle.dumps(Exploit(tmp_path / "proof"), protocol=2).ljust(158))
+    with pytest.raises(DataIntegrityError, match=r"batches.meta is not as published: SHA-256 expected f9624"):
+        cifar10.read(reading(tmp_path))
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_pickle_that_asks_for_a_function_is_refused(tmp_path: Path, protocol: int) -> None:
+    with pytest.raises(DataIntegrityError, match="asks for (posix|nt).mkdir"):
+        cifar10.load_pickle(pickle.dumps(Exploit(tmp_path / "proof"), protocol=protocol))
+    with pytest.raises(DataIntegrityError, match="asks for builtins.eval"):
+        cifar10.load_pickle(b"cbuiltins\neval\n(S'1'\ntR.")
+    assert not (tmp_path / "proof").exists()
+
+
+def test_array_as_pickled_in_2009_is_read() -> None:
+    dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+    array = cifar10.load_pickle(b"\x80\x02" + empty + b"(K\x01(K\x02K\x02t" + dtype + b"\x89U\x04\x01\x02\x03\xfftb.")
+    assert array.dtype == np.uint8
+    assert array.tolist() == [[1, 2], [3, 255]]
+
+
+def test_missing_files_name_the_stage_that_makes_them(tmp_path: Path) -> None:
+    for name in SOURCES.names():
+        with pytest.raises(MissingInputError, match="dvc repro download"):
+            SOURCES.get(name).read(reading(tmp_path))
+
+
+def test_shapes_of_one_seed_are_the_same_bytes(tmp_path: Path) -> None:
+    other = SHAPES.model_copy(update={"seed": 1})
+    for root, config in (("a", SHAPES), ("b", SHAPES), ("c", other)):
+        shapes.fetch(context(tmp_path / root, shapes=config))
+    for name in ("train.safetensors", "test.safetensors", "shapes.json"):
+        a, b, c = ((tmp_path / root / "data/raw/shapes" / name).read_bytes() for root in "abc")
+        assert a == b
+        assert (a == c) == (name == "shapes.json")
+
+
+def test_shapes_are_balanced_pictures_of_ten_classes(tmp_path: Path) -> None:
+    shapes.fetch(context(tmp_path))
+    raw = shapes.read(reading(tmp_path))
+    assert raw.train_images.shape == (200, 32, 32, 3)
+    assert raw.train_images.dtype == raw.test_images.dtype == np.uint8
+    assert np.bincount(raw.train_labels).tolist() == [20] * len(raw.classes) == [20] * 10
+    assert not (raw.train_images[:100] == raw.test_images).all(axis=(1, 2, 3)).any()
+
+
+@pytest.mark.parametrize("name", list(shapes.FIGURES))
+def test_figure_is_drawn_inside_its_circle_and_not_all_over_it(name: str) -> None:
+    rows, columns = np.mgrid[-1.5:1.5:200j, -1.5:1.5:200j]
+    inside = shapes.FIGURES[name](columns, rows) < 0
+    assert not inside[np.hypot(rows, columns) > 1.25].any()
+    assert 0.08 < inside.mean() < 0.4

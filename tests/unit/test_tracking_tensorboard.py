@@ -1,0 +1,105 @@
+"""TensorBoard's files, read back with its own reader."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cifarflow.tracking.tensorboard import TensorboardView, chart_of
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def read(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in read(folder).Scalars(tag)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "chart"),
+    [
+        ("train_loss", "loss/train"),
+        ("validation_accuracy", "accuracy/validation"),
+        ("learning_rate", "learning_rate"),
+        ("images_per_second", "images_per_second"),
+    ],
+)
+def test_the_splits_of_a_quantity_share_a_chart(metric: str, chart: str) -> None:
+    assert chart_of(metric) == chart
+
+
+def test_scalars_pictures_histograms_and_graph_arrive(tmp_path: Path) -> None:
+    view = TensorboardView(tmp_path)
+    view.scalars({"train_loss": 0.5, "learning_rate": 0.25}, step=4)
+    view.pictures("batch", np.full((6, 8, 10, 3), 128, dtype=np.uint8), step=0)
+    view.histograms({"weight": torch.arange(4.0)}, step=4)
+    view.graph(torch.nn.Linear(3, 2), torch.zeros(1, 3))
+    view.close()
+    assert scalars(tmp_path, "loss/train") == [(4, 0.5)]
+    events = read(tmp_path)
+    picture = events.Images("batch")[0]
+    assert picture.width >= 6 * 10 and picture.height >= 8
+    assert events.Histograms("weight")[0].histogram_value.num == 4
+    assert b"Linear" in events.Graph().SerializeToString()
+
+
+def test_a_resumed_run_shows_every_step_once(tmp_path: Path) -> None:
+    killed = TensorboardView(tmp_path)
+    for step in range(3):
+        killed.scalars({"train_loss": float(step)}, step=step)
+    resumed = TensorboardView(tmp_path, first_step=2)  # the journal's last step
+    for step in range(1, 5):
+        resumed.scalars({"train_loss": float(step)}, step=step)
+    resumed.close()
+    assert scalars(tmp_path, "loss/train") == [(step, float(step)) for step in range(5)]
+
+
+def test_a_model_that_cannot_be_drawn_costs_one_warning_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = TensorboardView(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="cifarflow"):
+        view.graph(torch.nn.Linear(3, 2), torch.zeros(1, 99))
+    assert len(caplog.records) == 1
+    view.scalars({"train_loss": 1.0}, step=0)
+    view.close()
+    assert scalars(tmp_path, "loss/train") == [(0, 1.0)]
+
+
+def test_a_fault_silences_the_view_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    view = TensorboardView(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="cifarflow"):
+        for step in range(3):
+            view.pictures("batch", np.zeros((2, 5), dtype=np.uint8), step=step)
+    view.close()
+    assert len(caplog.records) == 1
+    assert "training goes on" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING, logger="cifarflow"):
+        view = TensorboardView(tmp_path / "file" / "logs")
+        view.scalars({"train_loss": 1.0}, step=0)
+        view.close()
+    assert len(caplog.records) == 1
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
+    view = TensorboardView(None)
+    view.scalars({"train_loss": 1.0}, step=0)
+    view.pictures("batch", np.zeros((1, 2, 2, 3), dtype=np.uint8), step=0)
+    view.graph(torch.nn.Linear(1, 1), torch.zeros(1, 1))
+    view.histograms({"weight": torch.zeros(1)}, step=0)
+    view.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,209 @@
+"""Schedules, losses, optimizers, batches, augmentation: the pieces of the loop, each against its definition."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cifarflow.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
+from cifarflow.data.augment import GREY, Augmentation
+from cifarflow.data.batches import BatchPlan, micro_batches
+from cifarflow.data.randomness import generator
+from cifarflow.training.losses import LOSSES
+from cifarflow.training.muon import Muon, orthogonalise
+from cifarflow.training.optimizers import OPTIMIZERS, schedule_groups
+from cifarflow.training.schedules import SCHEDULES, learning_rate_factor
+
+
+def allowed(section: type, field: str = "name") -> list[str]:
+    return sorted(section.model_fields[field].annotation.__args__)  # pyright: ignore
+
+
+def test_params_yaml_can_name_exactly_what_is_registered() -> None:
+    assert allowed(OptimizerConfig) == OPTIMIZERS.names()
+    assert allowed(ScheduleConfig) == SCHEDULES.names()
+    assert allowed(LossConfig) == LOSSES.names()
+
+
+# schedules
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_a_schedule_rises_to_its_peak_and_never_leaves_its_range(name: str) -> None:
+    values = [
+        learning_rate_factor(t / 100, name=name, warmup_fraction=0.1, final_fraction=0.2) for t in range(101)
+    ]
+    assert values[:11] == pytest.approx([t / 10 for t in range(11)])
+    assert all(0.2 <= value <= 1 for value in values[10:])
+    assert values[10:] == sorted(values[10:], reverse=True)
+    assert values[-1] == pytest.approx(1.0 if name == "constant" else 0.2)
+
+
+def test_cosine_is_half_way_at_half_time() -> None:
+    assert learning_rate_factor(0.5, name="cosine", warmup_fraction=0, final_fraction=0) == pytest.approx(0.5)
+
+
+# losses
+
+
+def test_losses_against_torch() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    one_hot = F.one_hot(labels, 4).float()
+    expected = {
+        "cross_entropy": F.cross_entropy(logits, labels, label_smoothing=0.1),
+        "mse": F.mse_loss(logits, one_hot * 0.9 + 0.1 / 4),
+        "l1": F.l1_loss(logits, one_hot * 0.9 + 0.1 / 4),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(LOSSES.get(name)(logits, labels, 0.1) / 6, value)
+
+
+# optimizers
+
+
+def test_muon_update_is_near_orthogonal_and_filters_keep_unit_norm() -> None:
+    torch.manual_seed(0)
+    filters = nn.Parameter(torch.randn(16, 8, 3, 3))
+    optimizer = Muon([filters], lr=0.1, momentum=0.5)
+    filters.grad = torch.randn_like(filters) * 1e-4
+    before = filters.detach().clone()
+    optimizer.step()
+    start = before * (16**0.5 / before.norm())
+    singular = torch.linalg.svdvals((start - filters.detach()).flatten(1) / 0.1)
+    assert 0.3 < singular.min() < singular.max() < 1.6
+
+
+def test_orthogonalise_keeps_singular_vectors() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(12, 40)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    diagonal = u.T @ orthogonalise(matrix, steps=5) @ v.T
+    torch.testing.assert_close(diagonal, torch.diag(diagonal.diag()), atol=1e-3, rtol=0)
+    assert diagonal.diag().min() > 0.5
+
+
+def test_muon_state_survives_a_round_trip() -> None:
+    def trained(resume_after: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        filters = nn.Parameter(torch.randn(4, 3, 3, 3))
+        optimizer = Muon([filters], lr=0.1)
+        for step in range(4):
+            if step == resume_after:
+                saved = optimizer.state_dict()
+                optimizer = Muon([filters], lr=0.1)
+                optimizer.load_state_dict(saved)
+            filters.grad = torch.randn(filters.shape, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        return filters.detach()
+
+    assert torch.equal(trained(None), trained(2))
+
+
+def test_muon_refuses_what_is_no_filter() -> None:
+    with pytest.raises(ValueError, match=r"4-D convolution filters, got shape \(3,\)"):
+        Muon([nn.Parameter(torch.zeros(3))])
+
+
+def test_a_group_is_frozen_when_its_time_is_over() -> None:
+    early, late = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    groups = [{"params": [early], "peak_lr": 2.0, "trained_until": 0.5}, {"params": [late], "peak_lr": 4.0}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    schedule_groups([optimizer], progress=0.25, factor=lambda progress: 1 - progress)
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 3.0]
+    schedule_groups([optimizer], progress=0.5, factor=lambda progress: 1 - progress)
+    assert (early.requires_grad, late.requires_grad) == (False, True)
+
+
+# batches
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1000, 64), (7, 10), (2001, 1000)])
+def test_an_epoch_shows_every_picture_once_in_even_batches(count: int, batch_size: int) -> None:
+    plan = BatchPlan(count=count, batch_size=batch_size, seed=1)
+    batches = plan.batches(epoch=3)
+    assert len(batches) == plan.steps_per_epoch == math.ceil(count / batch_size)
+    assert sorted(torch.cat(batches).tolist()) == list(range(count))
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    plan = BatchPlan(count=100, batch_size=10, seed=1)
+    torch.manual_seed(5)
+    first = torch.cat(plan.batches(2))
+    torch.manual_seed(6)
+    assert torch.equal(first, torch.cat(plan.batches(2)))
+    assert not torch.equal(first, torch.cat(plan.batches(3)))
+    assert not torch.equal(first, torch.cat(BatchPlan(count=100, batch_size=10, seed=2).batches(2)))
+
+
+def test_micro_batches_cover_a_batch() -> None:
+    parts = micro_batches(10, 4)
+    assert [list(range(10))[part] for part in parts] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+
+
+def test_generators_of_different_purposes_differ() -> None:
+    draws = {
+        tuple(torch.randint(100, (5,), generator=generator(p, *c)).tolist())
+        for p, c in [("a", (1, 2)), ("a", (2, 1)), ("b", (1, 2)), ("a", (12,))]
+    }
+    assert len(draws) == 4
+
+
+# augmentation
+
+
+def pictures(count: int = 6, size: int = 8) -> torch.Tensor:
+    return torch.randint(
+        0, 255, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def augmented(images: torch.Tensor, *, epoch: int = 0, step: int = 0, **options: object) -> torch.Tensor:
+    settings = {"flip": "none", "translate_pixels": 0, "cutout_pixels": 0, "seed": 1, **options}
+    return Augmentation(**settings)(images, torch.arange(len(images)), epoch=epoch, step=step)  # pyright: ignore
+
+
+def test_no_augmentation_changes_nothing() -> None:
+    assert torch.equal(augmented(pictures()), pictures())
+
+
+def test_a_shift_is_a_window_of_the_mirrored_picture() -> None:
+    images = pictures(40)
+    padded = F.pad(images.permute(0, 3, 1, 2).float(), (2,) * 4, mode="reflect").permute(0, 2, 3, 1).byte()
+    found = set()
+    for picture, frame in zip(augmented(images, translate_pixels=2), padded, strict=True):
+        windows = [
+            (y, x) for y in range(5) for x in range(5) if torch.equal(picture, frame[y : y + 8, x : x + 8])
+        ]
+        assert len(windows) == 1
+        found.update(windows)
+    assert len(found) > 10
+
+
+def test_alternating_flip_shows_both_sides_in_two_epochs() -> None:
+    images = pictures()
+    even, odd = augmented(images, flip="alternating", epoch=0), augmented(images, flip="alternating", epoch=1)
+    assert torch.equal(even.flip(2), odd)
+    mirrored = [not torch.equal(a, b) for a, b in zip(even, images, strict=True)]
+    assert any(mirrored)
+    assert not all(mirrored)
+    assert torch.equal(augmented(images, flip="alternating", epoch=2, step=9), even)
+
+
+def test_random_flip_is_drawn_anew_each_step() -> None:
+    images = pictures(32)
+    assert not torch.equal(augmented(images, flip="random"), augmented(images, flip="random", step=1))
+
+
+def test_cutout_greys_at_most_one_square_a_picture() -> None:
+    images = torch.zeros(50, 8, 8, 3, dtype=torch.uint8)
+    grey = (augmented(images, cutout_pixels=3) == GREY).all(3)
+    counts = grey.flatten(1).sum(1)
+    assert counts.max() == 9
+    assert counts.min() >= 4  # a square centred in a corner
+    assert torch.equal(augmented(images, cutout_pixels=3, step=4), augmented(images, cutout_pixels=3, step=4))
