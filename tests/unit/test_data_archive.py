@@ -81,7 +81,7 @@ def test_bomb_stops_early(tmp_path: Path, name: str) -> None:
 def test_bomb_in_a_long_name_stops_early(tmp_path: Path) -> None:
     header = tarfile.TarInfo("long")
     header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
-    (tmp_path / "a").write_bytes(gzip.compress(header.tobuf() + bytes(16 << 20), compresslevel=1))
+    (tmp_path / "a").write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(16 << 20), compresslevel=1))
     with pytest.raises(DataIntegrityError, match="unpacks into far more"):
         extract(tmp_path / "a")
 

@@ -95,10 +95,7 @@ def test_holdout_is_rounded_by_class(count: int, fraction: float, held: int) -> 
 
 def test_holdout_is_the_same_on_every_machine() -> None:
     _, out = stratified_holdout(np.arange(40) % 2, fraction=0.1, seed=1, stream=1)
-    assert out.tolist() == GOLDEN
-
-
-GOLDEN = [5, 16, 30, 33]
+    assert out.tolist() == [22, 23, 24, 39]
 
 
 def spoilt(kind: str) -> RawDataset:
