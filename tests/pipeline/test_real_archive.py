@@ -25,7 +25,7 @@ CANDIDATES = [
 ]
 ARCHIVE = next((path for path in CANDIDATES if path.is_file()), None)
 
-pytestmark = pytest.mark.skipif(ARCHIVE is None, reason="needs CIFAR10_ARCHIVE or ../shared/data/cifar-10-python.tar.gz")
+pytestmark = pytest.mark.skipif(ARCHIVE is None, reason="needs CIFAR10_ARCHIVE or ../shared/data/*.tar.gz")
 
 
 class CutOnce(http.server.BaseHTTPRequestHandler):
@@ -83,7 +83,9 @@ finally:
     return done.stdout
 
 
-def test_download_and_prepare_of_the_real_archive(server: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
+def test_download_and_prepare_of_the_real_archive(
+    server: http.server.ThreadingHTTPServer, tmp_path: Path
+) -> None:
     url = f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"
     params = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
     params = re.sub(r"https://\S+cifar-10-python\.tar\.gz", url, params)
@@ -100,7 +102,9 @@ def test_download_and_prepare_of_the_real_archive(server: http.server.ThreadingH
     assert digests == {name: published.sha256 for name, published in cifar10.PUBLISHED.items()}
 
     started = time.monotonic()
-    assert "49,000 train, 1,000 validation, 10,000 test pictures in 10 classes" in run_stage("prepare", tmp_path)
+    assert "49,000 train, 1,000 validation, 10,000 test pictures in 10 classes" in run_stage(
+        "prepare", tmp_path
+    )
     assert time.monotonic() - started < 60
 
     workspace = Workspace.at(tmp_path, {})

@@ -12,7 +12,9 @@ from cifarflow.data.progress import plain_lines
 
 def test_line_tells_part_size_and_speed() -> None:
     stream = io.StringIO()
-    with plain_lines("file", total=200_000_000, done=50_000_000, stream=stream, interval_seconds=0) as advance:
+    with plain_lines(
+        "file", total=200_000_000, done=50_000_000, stream=stream, interval_seconds=0
+    ) as advance:
         advance(50_000_000)
     assert stream.getvalue().startswith("file: 50 % of 200 MB, ")
     assert stream.getvalue().endswith("MB/s\n")
@@ -43,7 +45,9 @@ def test_terminal_gets_a_bar_on_stderr() -> None:
     )
     ours, theirs = pty.openpty()
     environ = os.environ | {"TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], stderr=theirs, stdout=subprocess.PIPE, env=environ, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stderr=theirs, stdout=subprocess.PIPE, env=environ, check=True
+    )
     os.close(theirs)
     shown = os.read(ours, 100_000).decode()
     os.close(ours)

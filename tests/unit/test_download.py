@@ -68,7 +68,9 @@ def serving(*answers: Answer, tls: ssl.SSLContext | None = None) -> Iterator[tup
         thread.join()
 
 
-def full(body: bytes = BODY, *, sent: int | None = None, etag: str = '"one"', length: int | None = None) -> Answer:
+def full(
+    body: bytes = BODY, *, sent: int | None = None, etag: str = '"one"', length: int | None = None
+) -> Answer:
     """Status 200; the connection ends after `sent` bytes."""
 
     def answer(handler: Handler) -> None:
@@ -195,15 +197,19 @@ def test_chunked_body_that_ends_early_is_noticed(tmp_path: Path) -> None:
 
 
 def test_impossible_range_starts_over_and_does_not_loop(tmp_path: Path) -> None:
-    with serving(full(sent=1000), status(416)) as (url, server), pytest.raises(AddressError, match="HTTP 416"):
+    with (
+        serving(full(sent=1000), status(416)) as (url, server),
+        pytest.raises(AddressError, match="HTTP 416"),
+    ):
         get(url, tmp_path)
     assert len(server.requests) == 3
 
 
 def test_promised_bytes_that_never_come_are_an_error(tmp_path: Path) -> None:
-    with serving(full(length=len(BODY) + 10)) as (url, _):
-        with pytest.raises(AddressError, match=f"ended after {len(BODY):,} of {len(BODY) + 10:,} bytes"):
-            get(url, tmp_path)
+    promised = len(BODY) + 10
+    text = f"ended after {len(BODY):,} of {promised:,} bytes"
+    with serving(full(length=promised)) as (url, _), pytest.raises(AddressError, match=text):
+        get(url, tmp_path)
 
 
 def test_endless_cuts_end(tmp_path: Path) -> None:
@@ -222,7 +228,10 @@ def test_stall_ends_soon_and_keeps_what_came(tmp_path: Path) -> None:
 
 
 def test_silent_server_ends_soon(tmp_path: Path) -> None:
-    with serving(lambda _: time.sleep(0.5)) as (url, _), pytest.raises(AddressError, match=r"no bytes for 0\.3 s"):
+    with (
+        serving(lambda _: time.sleep(0.5)) as (url, _),
+        pytest.raises(AddressError, match=r"no bytes for 0\.3 s"),
+    ):
         get(url, tmp_path)
 
 
@@ -256,10 +265,12 @@ def test_redirect_within_http_is_followed(tmp_path: Path) -> None:
 
 def test_redirect_from_https_to_http_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost".split()
-    extension = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
     try:
-        subprocess.run(["openssl", *options, *extension], check=True, capture_output=True)
+        subprocess.run(
+            [*make, *name, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
+        )
     except FileNotFoundError:
         pytest.skip("needs the openssl command to make a certificate")
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

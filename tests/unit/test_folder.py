@@ -45,7 +45,9 @@ def fetch(root: Path) -> str:
 
 def read(root: Path, *, size: int = 16, seed: int = 1) -> RawDataset:
     raw = Workspace.at(root, {}).raw
-    return folder.read(ReadContext(raw=raw, seed=seed, folder=FolderConfig(image_size=size, test_fraction=0.25)))
+    return folder.read(
+        ReadContext(raw=raw, seed=seed, folder=FolderConfig(image_size=size, test_fraction=0.25))
+    )
 
 
 @pytest.fixture
@@ -94,7 +96,9 @@ def test_equal_pictures_give_equal_bytes_whenever_they_were_made(images: Path, t
             picture.chmod(mode)
             picture.touch()
         fetch(tmp_path)
-        made.append([(tmp_path / "data/raw" / name).read_bytes() for name in ("pictures.tar", "pictures.json")])
+        made.append(
+            [(tmp_path / "data/raw" / name).read_bytes() for name in ("pictures.tar", "pictures.json")]
+        )
     assert made[0] == made[1]
 
 
@@ -103,7 +107,9 @@ def test_files_are_packed_untouched(images: Path, tmp_path: Path) -> None:
     fetch(tmp_path)
     with tarfile.open(tmp_path / "data/raw/pictures.tar") as tar:
         packed = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
-    assert packed == {path.relative_to(images).as_posix(): path.read_bytes() for path in images.rglob("*.png")}
+    assert packed == {
+        path.relative_to(images).as_posix(): path.read_bytes() for path in images.rglob("*.png")
+    }
 
 
 def test_squares_are_what_pillow_makes_of_the_whole_picture(images: Path, tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def test_every_training_picture_is_in_train_or_validation_once(tmp_path: Path) -
     train, validation = read_split(workspace.split("train")), read_split(workspace.split("validation"))
     assert np.bincount(validation.labels).tolist() == [5, 3, 2]
     together = np.concatenate([train.images, validation.images])
-    assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in raw.train_images)
+    assert sorted(image.tobytes() for image in together) == sorted(
+        image.tobytes() for image in raw.train_images
+    )
     assert np.array_equal(read_split(workspace.split("test")).images, raw.test_images)
 
 
@@ -85,7 +87,9 @@ def test_own_validation_split_is_kept(tmp_path: Path) -> None:
     assert read_dataset(workspace.dataset).validation_indices_digest is None
 
 
-@pytest.mark.parametrize(("count", "fraction", "held"), [(5000, 0.02, 100), (2, 0.01, 1), (2, 0.49, 1), (5, 0.3, 2)])
+@pytest.mark.parametrize(
+    ("count", "fraction", "held"), [(5000, 0.02, 100), (2, 0.01, 1), (2, 0.49, 1), (5, 0.3, 2)]
+)
 def test_holdout_is_rounded_by_class(count: int, fraction: float, held: int) -> None:
     labels = np.arange(3 * count) % 3
     kept, out = stratified_holdout(labels, fraction=fraction, seed=0, stream=0)
@@ -164,5 +168,7 @@ def test_wrong_description_is_named(tmp_path: Path, content: object) -> None:
 
 def test_digest_tells_shapes_apart() -> None:
     pixels, labels = np.zeros(96, np.uint8), np.zeros(2, np.int64)
-    digests = {Split(images=pixels.reshape(shape), labels=labels).digest() for shape in ((2, 4, 4, 3), (2, 2, 8, 3))}
+    digests = {
+        Split(images=pixels.reshape(shape), labels=labels).digest() for shape in ((2, 4, 4, 3), (2, 2, 8, 3))
+    }
     assert len(digests) == 2
