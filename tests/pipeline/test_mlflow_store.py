@@ -497,11 +497,12 @@ def mlflow_server(port: int, folder: Path, empty_store: Path) -> contextlib.Abst
 def mlflow_process(command: list[str], health: str) -> Iterator[None]:
     """A running `mlflow ...` that answers at `health`; it and its workers are ended afterwards."""
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as `uv run` sets it
+    quick = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PATH": programs, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env={**os.environ, **quick, "PATH": programs},
         start_new_session=True,
     )
 

@@ -1,0 +1,1 @@
+"""What several tests need: small data sets, workspaces and configs."""

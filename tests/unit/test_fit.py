@@ -1,0 +1,154 @@
+"""The training loop: against a loop written out by hand, and across interruptions."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cifarflow.data.packed import read_split
+from cifarflow.errors import MissingInputError, TrainingError
+from cifarflow.models import create_model
+from cifarflow.training.checkpoint import Checkpoints
+from cifarflow.training.fit import Fit
+from cifarflow.training.interrupts import TrainingInterrupted
+from cifarflow.workspace import Workspace
+from tests.support.small import small_config, small_fit, small_task, small_workspace
+
+COURSE = {
+    "model__name": "tudui",
+    "train__optimizer__name": "sgd",
+    "train__optimizer__sgd__momentum": 0.0,
+    "train__optimizer__sgd__nesterov": False,
+    "train__optimizer__sgd__weight_decay": 0.0,
+    "train__schedule__name": "constant",
+    "train__loss__label_smoothing": 0.0,
+    "train__augment__flip": "none",
+    "train__augment__translate_pixels": 0,
+    "train__micro_batch_size": 50,
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return small_workspace(tmp_path_factory.mktemp("small"), small_config())
+
+
+def weights(fit: Fit) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in fit.state.model.state_dict().items()}
+
+
+def assert_equal_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def fresh(folder: Path, interval_seconds: float = 1e9) -> Checkpoints:
+    return Checkpoints(folder=folder, interval_seconds=interval_seconds)
+
+
+def test_the_loop_is_the_loop_of_the_course_written_out(workspace: Workspace, tmp_path: Path) -> None:
+    config = small_config(**COURSE, train__epochs=2)
+    fit = small_fit(workspace, config, checkpoints=fresh(tmp_path))
+    fit.run()
+
+    torch.manual_seed(config.seed)
+    model = create_model("tudui", num_classes=10, image_size=16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.train.optimizer.sgd.learning_rate)
+    split, dataset = read_split(workspace.split("train")), fit.task.dataset
+    pixels = torch.from_numpy(split.images).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (dataset.mean, dataset.std))
+    for epoch in range(2):
+        for indices in fit.task.batches.batches(epoch):
+            optimizer.zero_grad()
+            labels = torch.from_numpy(split.labels)[indices]
+            F.cross_entropy(model(((pixels - mean) / std)[indices]), labels).backward()
+            optimizer.step()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(weights(fit)[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch(workspace: Workspace, tmp_path: Path) -> None:
+    whole = small_fit(workspace, small_config(**COURSE), checkpoints=fresh(tmp_path))
+    parts = small_fit(
+        workspace, small_config(**{**COURSE, "train__micro_batch_size": 7}), checkpoints=fresh(tmp_path)
+    )
+    whole.run()
+    parts.run()
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(workspace: Workspace, tmp_path: Path) -> None:
+    runs = [small_fit(workspace, small_config(seed=s), checkpoints=fresh(tmp_path)) for s in (1, 1, 2)]
+    for fit in runs:
+        fit.run()
+    assert_equal_weights(weights(runs[0]), weights(runs[1]))
+    assert not torch.equal(weights(runs[0])["head.weight"], weights(runs[2])["head.weight"])
+
+
+class SignalAt(Checkpoints):
+    """Checkpoints of a process that gets a SIGTERM during step `step`."""
+
+    steps_left = 0
+
+    def is_due(self) -> bool:
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().is_due()
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "sgd", "adamw"])
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(
+    workspace: Workspace, tmp_path: Path, optimizer: str, step: int
+) -> None:
+    config = small_config(train__optimizer__name=optimizer)
+    straight = small_fit(workspace, config, checkpoints=fresh(tmp_path / "straight"))
+    straight.run()
+    checkpoints = SignalAt(folder=tmp_path / "stopped", interval_seconds=1e9)
+    checkpoints.steps_left = step - 1
+    with pytest.raises(TrainingInterrupted, match=f"stopped after step {step},"):
+        small_fit(workspace, config, checkpoints=checkpoints).run()
+    resumed = small_fit(workspace, config, checkpoints=fresh(tmp_path / "stopped"))
+    assert resumed.state.step == step
+    resumed.run()
+    assert_equal_weights(weights(straight), weights(resumed))
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in fit.state.history]
+        for fit in (straight, resumed)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_checkpoints_on_the_way_do_not_change_the_result(workspace: Workspace, tmp_path: Path) -> None:
+    config = small_config()
+    plain = small_fit(workspace, config, checkpoints=fresh(tmp_path / "a"))
+    saving = small_fit(workspace, config, checkpoints=fresh(tmp_path / "b", interval_seconds=0.0))
+    plain.run()
+    saving.run()
+    assert_equal_weights(weights(plain), weights(saving))
+    assert len(list((tmp_path / "b").iterdir())) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_remedy(workspace: Workspace, tmp_path: Path) -> None:
+    config = small_config(**{**COURSE, "train__optimizer__sgd__learning_rate": 1e30})
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+ of 12.*learning rate"):
+        small_fit(workspace, config, checkpoints=fresh(tmp_path)).run()
+
+
+def test_the_resolution_schedule_and_fractional_epochs(workspace: Workspace) -> None:
+    config = small_config(train__epochs=2.5, train__resolution=[{"until": 0.5, "pixels": 16}])
+    task = small_task(workspace, config)
+    assert task.total_steps == 10
+    assert {task.pixels_at(step) for step in range(10)} == {16}
+    large = small_config(train__epochs=2.5, train__resolution=[{"until": 0.5, "pixels": 400}])
+    assert small_task(workspace, large).pixels_at(0) == 16, "pictures are never scaled up"
+
+
+def test_missing_data_names_the_stage_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="uv run dvc repro prepare"):
+        small_task(Workspace.at(tmp_path, {}), small_config())
