@@ -18,7 +18,7 @@ def main() -> None:
     model, description = load_model(workspace.model_weights, workspace.model_description)
     dataset = read_dataset(workspace.dataset)
     with tracked_stage(
-        "evaluate", config, workspace, run_key=description.run_key, dataset=dataset, compute={}
+        "evaluate", config, workspace, run_key=description.run_key, dataset=dataset, tags={}
     ) as tracker:
         result = evaluate(model, description, read_split(workspace.split("test")), config.evaluate)
         metrics, plots = write_report(result, workspace.plots)

@@ -17,7 +17,7 @@ def main() -> None:
     model, description = load_model(workspace.model_weights, workspace.model_description)
     dataset = read_dataset(workspace.dataset)
     with tracked_stage(
-        "export", config, workspace, run_key=description.run_key, dataset=dataset, compute={}
+        "export", config, workspace, run_key=description.run_key, dataset=dataset, tags={}
     ) as tracker:
         metrics = export_model(model, description, dataset, config.export, workspace)
         files.write_json(workspace.metrics("export"), metrics)

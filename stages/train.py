@@ -4,7 +4,7 @@ import sys
 
 from cifarflow import errors, files
 from cifarflow.config import load_config
-from cifarflow.provenance import tracked_stage, train_key
+from cifarflow.provenance import compute_tags, tracked_stage, train_key
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.hardware import plan_compute
 from cifarflow.training.task import Task
@@ -20,15 +20,18 @@ def main() -> None:
     task = Task.load(config.train, seed=config.seed, compute=compute, workspace=workspace)
     run_key = train_key(config, workspace, data=task.dataset.digests, compute=compute.describe())
     with tracked_stage(
-        "train", config, workspace, run_key=run_key, dataset=task.dataset, compute=compute.describe()
+        "train",
+        config,
+        workspace,
+        run_key=run_key,
+        dataset=task.dataset,
+        tags=compute_tags(compute.describe()),
     ) as tracker:
         fit = train(
             task,
             config.model,
             seed=config.seed,
-            checkpoints=Checkpoints(
-                folder=workspace.checkpoints(run_key), interval_seconds=config.checkpoint.interval_seconds
-            ),
+            checkpoints=Checkpoints(workspace.checkpoints(run_key), config.checkpoint.interval_seconds),
             tracker=tracker,
             views=config.tracking.tensorboard,
             workspace=workspace,

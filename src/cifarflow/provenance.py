@@ -13,7 +13,7 @@ from typing import Any
 from cifarflow import files
 from cifarflow.config import Config, read_yaml
 from cifarflow.data.packed import DatasetInfo
-from cifarflow.tracking.identity import DatasetRecord, RunIdentity
+from cifarflow.tracking.identity import EXPERIMENT_TAG, DatasetRecord, PipelineState, RunIdentity
 from cifarflow.tracking.tracker import Tracker, open_tracker
 from cifarflow.workspace import Workspace
 
@@ -27,16 +27,21 @@ def tracked_stage(
     *,
     run_key: str,
     dataset: DatasetInfo,
-    compute: Mapping[str, str],
+    tags: Mapping[str, str],
 ) -> AbstractContextManager[Tracker]:
-    """The tracker of a stage, told all that is known before the stage starts."""
-    return open_tracker(
-        stage=stage,
+    """The tracker of a stage, told all that is known before the stage starts; `tags` win over those of this machine."""
+    state = pipeline_state(config, workspace, run_key=run_key, dataset=dataset, tags=tags)
+    return open_tracker(stage, state, tracking=config.tracking, workspace=workspace)
+
+
+def pipeline_state(
+    config: Config, workspace: Workspace, *, run_key: str, dataset: DatasetInfo, tags: Mapping[str, str]
+) -> PipelineState:
+    """What one MLflow run stands for: a trained model under the present params, code and data."""
+    return PipelineState(
         identity=run_identity(config, workspace, run_key=run_key),
         params=config.flat(),
-        tracking=config.tracking,
-        workspace=workspace,
-        tags=run_tags(workspace, compute, os.environ),
+        tags={**machine_tags(workspace, os.environ), **tags},
         dataset=DatasetRecord(
             name=dataset.source,
             digest=files.digest_of(dict(dataset.digests)),
@@ -95,8 +100,8 @@ def _code_files(root: Path, deps: Iterable[str]) -> list[Path]:
     return sorted(found)
 
 
-def run_tags(workspace: Workspace, compute: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Facts that do not decide a result but tell where it was made; what MLflow shows as tags."""
+def machine_tags(workspace: Workspace, environ: Mapping[str, str]) -> dict[str, str]:
+    """The code, the versions and the machine at hand; they do not decide a result but tell where it was made."""
     commit, dirty = git_state(workspace.home)
     tags = {
         "git.commit": commit,
@@ -105,12 +110,16 @@ def run_tags(workspace: Workspace, compute: Mapping[str, str], environ: Mapping[
         "hardware.cores": str(os.cpu_count()),
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
-        **{f"compute.{name}": value for name, value in compute.items()},
         **{f"version.{name}": metadata.version(name) for name in RECORDED_PACKAGES},
     }
     if experiment := environ.get("DVC_EXP_NAME"):
-        tags["dvc.experiment"] = experiment
+        tags[EXPERIMENT_TAG] = experiment
     return tags
+
+
+def compute_tags(compute: Mapping[str, Any]) -> dict[str, str]:
+    """How the weights were computed, from a compute plan or from metrics/train.json."""
+    return {f"compute.{name}": str(value) for name, value in compute.items()}
 
 
 def git_state(folder: Path) -> tuple[str, bool]:

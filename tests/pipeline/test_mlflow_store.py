@@ -108,13 +108,15 @@ def train(
     """Three epochs and an artifact; returns the longest time in seconds that one call took."""
     longest = 0.0
     with open_tracker(
-        stage="train",
-        identity=key,
-        params={**PARAMS, **MANY_PARAMS},
+        "train",
+        PipelineState(
+            identity=key,
+            params={**PARAMS, **MANY_PARAMS},
+            tags=tags or {"git.commit": "0" * 40},
+            dataset=DATASET,
+        ),
         tracking=config or tracking(),
         workspace=workspace,
-        tags=tags or {"git.commit": "0" * 40},
-        dataset=DATASET,
     ) as tracker:
         for epoch in epochs:
             began = time.perf_counter()
@@ -129,12 +131,10 @@ def train(
 
 def evaluate(workspace: Workspace, key: RunIdentity, *, params: dict[str, Any] | None = None) -> None:
     with open_tracker(
-        stage="evaluate",
-        identity=key,
-        params={**PARAMS, **(params or {})},
+        "evaluate",
+        PipelineState(identity=key, params={**PARAMS, **(params or {})}, tags={"device": "cpu"}),
         tracking=tracking(),
         workspace=workspace,
-        tags={"device": "cpu"},
     ) as tracker:
         tracker.metrics({"test_accuracy": 0.94}, step=0)
 
@@ -143,12 +143,10 @@ def export(
     workspace: Workspace, key: RunIdentity, path: Path, *, config: TrackingConfig | None = None
 ) -> None:
     with open_tracker(
-        stage="export",
-        identity=key,
-        params=PARAMS,
+        "export",
+        PipelineState(identity=key, params=PARAMS, tags={}),
         tracking=config or tracking(),
         workspace=workspace,
-        tags={},
     ) as tracker:
         tracker.metrics({"export_agreement": 1.0}, step=0)
         tracker.onnx_model(path, image_size=32, classes=CLASSES)
@@ -271,7 +269,10 @@ def test_the_run_tells_how_its_stage_ended(
     with (
         pytest.raises(error),
         open_tracker(
-            stage="train", identity=identity(), params={}, tracking=config, workspace=workspace, tags={}
+            "train",
+            PipelineState(identity=identity(), params={}, tags={}),
+            tracking=config,
+            workspace=workspace,
         ) as tracker,
     ):
         tracker.metrics({"train_loss": 1.0}, step=0)
@@ -285,7 +286,10 @@ def test_the_run_tells_how_its_stage_ended(
 def test_a_run_says_running_while_its_stage_runs(workspace: Workspace) -> None:
     train(workspace, identity())
     with open_tracker(
-        stage="evaluate", identity=identity(), params={}, tracking=tracking(), workspace=workspace, tags={}
+        "evaluate",
+        PipelineState(identity=identity(), params={}, tags={}),
+        tracking=tracking(),
+        workspace=workspace,
     ) as tracker:
         tracker.metrics({"test_accuracy": 0.5}, step=0)
         store = Store.of(workspace)
@@ -373,7 +377,7 @@ def test_tracking_that_is_off_leaves_a_journal_and_no_store(tmp_path: Path) -> N
     train(workspace, identity(), config=off)
     assert len(all_journals(workspace)) == 1
     assert not workspace.mlflow_database.exists()
-    with pytest.raises(TrackingError, match="tracking.mlflow.enabled"):
+    with pytest.raises(TrackingError, match=r"tracking\.mlflow\.enabled"):
         sync(workspace, off)
 
 

@@ -69,6 +69,6 @@ def test_a_file_with_code_in_it_is_not_run(checkpoints: Checkpoints, tmp_path: P
             return (Path.touch, (tmp_path / "ran",))
 
     checkpoints.save({"evil": Evil(), "step": 1}, step=1)
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         checkpoints.load()
     assert not (tmp_path / "ran").exists()

@@ -81,7 +81,9 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(workspace: Workspac
         torch.testing.assert_close(weights(parts)[name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(workspace: Workspace, tmp_path: Path) -> None:
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     runs = [small_fit(workspace, small_config(seed=s), checkpoints=fresh(tmp_path)) for s in (1, 1, 2)]
     for fit in runs:
         fit.run()
@@ -118,7 +120,10 @@ def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(
     resumed.run()
     assert_equal_weights(weights(straight), weights(resumed))
     timeless = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in fit.state.history]
+        [
+            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+            for row in fit.state.history
+        ]
         for fit in (straight, resumed)
     ]
     assert timeless[0] == timeless[1]

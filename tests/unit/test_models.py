@@ -1,6 +1,7 @@
 """What every registered network can do, and what the course's network is made of."""
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -102,8 +103,7 @@ def test_an_unknown_model_is_named_with_the_nearest() -> None:
 def test_speednet_halves_odd_sizes_as_padding_and_pooling_would() -> None:
     """Outputs that a pool drops are not computed: the result must be that of the plain layers."""
     torch.manual_seed(0)
-    model = create_model("speednet", num_classes=10, image_size=32).eval()
-    group = model.groups[0]  # pyright: ignore
+    group: Any = create_model("speednet", num_classes=10, image_size=32).eval().get_submodule("groups.0")
     pixels = torch.randn(2, 24, 31, 30)
     plain = F.max_pool2d(F.conv2d(pixels, group.conv1.weight, padding=1), 2)
     plain = F.gelu(group.norm1(plain))
@@ -115,8 +115,8 @@ def test_speednet_whitening_makes_patches_uncorrelated_with_unit_spread() -> Non
     torch.manual_seed(0)
     mix = torch.randn(3, 3)
     images = torch.einsum("ij,njhw->nihw", mix, torch.randn(200, 3, 16, 16))
-    model = create_model("speednet", num_classes=10, image_size=16)
-    model.init_whiten(images)  # pyright: ignore
+    model: Any = create_model("speednet", num_classes=10, image_size=16)
+    model.init_whiten(images)
     with torch.no_grad():
-        outputs = model.whiten(images)[:, :12].permute(1, 0, 2, 3).flatten(1)  # pyright: ignore
+        outputs = model.whiten(images)[:, :12].permute(1, 0, 2, 3).flatten(1)
     torch.testing.assert_close(outputs @ outputs.T / outputs.shape[1], torch.eye(12), atol=0.02, rtol=0)

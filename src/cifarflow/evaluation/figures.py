@@ -65,7 +65,9 @@ def mistakes_figure(
         said = classes[int(predicted[index])]
         axes.imshow(images[index], interpolation="nearest")
         axes.set_title(
-            f"{said} {probabilities[index].max():.2f}\nnot {classes[int(labels[index])]}", fontsize=7, color=INK
+            f"{said} {probabilities[index].max():.2f}\nnot {classes[int(labels[index])]}",
+            fontsize=7,
+            color=INK,
         )
     return figure
 

@@ -4,10 +4,9 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cifarflow.config.schema import MlflowConfig, TrackingConfig
-from cifarflow.tracking.identity import EXPERIMENT_TAG, DatasetRecord, PipelineState, RunIdentity
+from cifarflow.tracking.identity import EXPERIMENT_TAG, PipelineState
 from cifarflow.tracking.journal import JournalWriter, journal_of, journals_of
 from cifarflow.tracking.mlflow_tracker import MlflowTracker, is_server, without_password
 from cifarflow.tracking.sender import Sender
@@ -49,19 +48,11 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def open_tracker(  # noqa: PLR0913 - each of these is a different thing, and a stage has them all at hand
-    *,
-    stage: str,
-    identity: RunIdentity,
-    params: Mapping[str, Any],
-    tracking: TrackingConfig,
-    workspace: Workspace,
-    tags: Mapping[str, str],
-    dataset: DatasetRecord | None = None,
+def open_tracker(
+    stage: str, state: PipelineState, *, tracking: TrackingConfig, workspace: Workspace
 ) -> Iterator[Tracker]:
-    """The tracker of one stage; its run ends FINISHED, FAILED (an exception) or KILLED (Ctrl-C, SIGTERM)."""
-    state = PipelineState(identity=identity, params=params, tags=tags, dataset=dataset)
-    writer = JournalWriter(journal_of(workspace, stage, identity.stage_keys[stage]))
+    """The tracker of one stage; its run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C, SIGTERM)."""
+    writer = JournalWriter(journal_of(workspace, stage, state.identity.stage_keys[stage]))
     tensorboard = _open_tensorboard(writer, tracking, workspace, state=state, stage=stage)
     writer.start(state, stage=stage)
     sender = _open_sender(tracking.mlflow, workspace, state=state) if tracking.mlflow.enabled else None

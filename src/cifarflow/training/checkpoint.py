@@ -25,7 +25,7 @@ KEPT = 2
 FORMAT = 1
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
 class Checkpoints:
     """The last two states of one run, at most one every `interval_seconds`."""
 

@@ -129,6 +129,7 @@ class Fit:
     def _diverged(self, loss: float) -> TrainingError:
         return TrainingError(
             f"the loss became {loss} at step {self.state.step + 1} of {self.task.total_steps}. "
-            f"Lower the learning rate of train.optimizer.{self.task.config.optimizer.name}, or set train.precision to fp32. "
+            f"Lower the learning rate of train.optimizer.{self.task.config.optimizer.name}, "
+            "or set train.precision to fp32. "
             f"Checkpoints from before it are in {self.checkpoints.folder}."
         )

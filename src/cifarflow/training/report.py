@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cifarflow import files
+from cifarflow.provenance import processor_name
 from cifarflow.tracking.tracker import Tracker
 from cifarflow.training.state import TrainState
 from cifarflow.training.task import Task
@@ -73,6 +74,7 @@ def train_metrics(state: TrainState, task: Task) -> dict[str, Any]:
         "weights": sum(parameter.numel() for parameter in state.model.parameters()),
         "compute": {
             **task.compute.describe(),
+            "processor": processor_name(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },

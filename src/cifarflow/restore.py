@@ -1,0 +1,77 @@
+"""The records of results that DVC brought out of its cache or from a remote: no stage ran here, so none reported."""
+
+import csv
+from collections.abc import Callable
+from functools import partial
+
+from cifarflow import files
+from cifarflow.config import Config, flatten
+from cifarflow.data.packed import read_dataset
+from cifarflow.provenance import compute_tags, pipeline_state
+from cifarflow.tracking.identity import PipelineState
+from cifarflow.tracking.journal import journal_of
+from cifarflow.tracking.tracker import Tracker, open_tracker
+from cifarflow.workspace import Workspace
+
+RESTORED_TAG = "cifarflow.restored"
+
+
+def restore_records(config: Config, workspace: Workspace) -> list[str]:
+    """Write the journal of each stage whose results are here and that no journal tells of; returns those stages.
+
+    The records say what metrics/train.json says of the machine that did the work, not what this machine is.
+    """
+    state = current_state(config, workspace)
+    if state is None:
+        return []
+    reports: dict[str, tuple[str, Callable[[Workspace, Tracker], None]]] = {
+        "train": ("train", _report_train),
+        "evaluate": ("evaluation", partial(_report_metrics, name="evaluation", prefix="test_")),
+        "export": ("export", _report_export),
+    }
+    restored = []
+    for stage, (metrics, report) in reports.items():
+        known = journal_of(workspace, stage, state.identity.stage_keys[stage]).events()
+        if not known and workspace.metrics(metrics).is_file():
+            with open_tracker(stage, state, tracking=config.tracking, workspace=workspace) as tracker:
+                report(workspace, tracker)
+            restored.append(stage)
+    return restored
+
+
+def current_state(config: Config, workspace: Workspace) -> PipelineState | None:
+    """The pipeline state that the files at hand make up, or None where there is no trained model."""
+    if not workspace.model_description.is_file() or not workspace.dataset.is_file():
+        return None
+    trained = workspace.metrics("train")
+    compute = files.read_json(trained)["compute"] if trained.is_file() else {}
+    return pipeline_state(
+        config,
+        workspace,
+        run_key=files.read_json(workspace.model_description)["run_key"],
+        dataset=read_dataset(workspace.dataset),
+        tags={
+            RESTORED_TAG: "true",
+            "hardware.processor": compute.get("processor", "unknown"),
+            **compute_tags(compute),
+        },
+    )
+
+
+def _report_train(workspace: Workspace, tracker: Tracker) -> None:
+    with workspace.history.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            epoch = int(row.pop("epoch"))
+            tracker.metrics({name: float(value) for name, value in row.items()}, step=epoch)
+    tracker.artifact(workspace.history, folder="plots")
+
+
+def _report_metrics(workspace: Workspace, tracker: Tracker, *, name: str, prefix: str) -> None:
+    numbers = flatten(files.read_json(workspace.metrics(name)))
+    tracker.metrics(
+        {f"{prefix}{key}": value for key, value in numbers if isinstance(value, int | float)}, step=0
+    )
+
+
+def _report_export(workspace: Workspace, tracker: Tracker) -> None:
+    _report_metrics(workspace, tracker, name="export", prefix="export_")

@@ -1,0 +1,107 @@
+"""A checkout of its own in a temporary folder, in which the real DVC runs the real stages."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifarflow import files
+from cifarflow.config import read_yaml
+from cifarflow.workspace import Workspace
+
+PROJECT = Path(__file__).resolve().parents[2]
+RAN = re.compile(r"^Running stage '(\w+)'", re.MULTILINE)
+RESTORED = re.compile(r"^Stage '(\w+)' is cached - skipping run", re.MULTILINE)
+KEPT = re.compile(r"^Stage '(\w+)' didn't change, skipping", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What one command did."""
+
+    code: int
+    output: str
+
+    @property
+    def ran(self) -> list[str]:
+        """Stages whose command was run, and not restored from DVC's cache."""
+        return [stage for stage in RAN.findall(self.output) if stage not in self.restored]
+
+    @property
+    def restored(self) -> list[str]:
+        return RESTORED.findall(self.output)
+
+    @property
+    def kept(self) -> list[str]:
+        return KEPT.findall(self.output)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkout:
+    root: Path
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace.at(self.root, {})
+
+    def run(self, *command: str, expect: int | None = 0, **environ: str) -> Outcome:
+        """Run a command as `uv run` would; fails unless it exits with `expect` (None: any code)."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(self.root / "src"), **environ}
+        done = subprocess.run(
+            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=170, check=False
+        )
+        output = done.stdout + done.stderr
+        assert expect is None or done.returncode == expect, output
+        return Outcome(code=done.returncode, output=output)
+
+    def dvc(self, *arguments: str, expect: int | None = 0) -> Outcome:
+        return self.run("dvc", *arguments, expect=expect)
+
+    def set_params(self, **changes: str) -> None:
+        """Change leaves of params.yaml as a person would, by editing their lines; `a__b` stands for `a.b`."""
+        path = self.workspace.params
+        for key, value in changes.items():
+            files.write_text(path, edited(path.read_text(), key.split("__"), value))
+        read_yaml(path)
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", message)
+
+
+def edited(text: str, key: list[str], value: str) -> str:
+    """`text` with the value of one key replaced, comments kept."""
+    lines, depth = text.splitlines(keepends=True), 0
+    for number, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if indent == 2 * depth and line.strip().startswith(f"{key[depth]}:"):
+            depth += 1
+            if depth == len(key):
+                lines[number] = re.sub(
+                    r":.*?(\s+#.*)?$", lambda match: f": {value}{match[1] or ''}", line, count=1
+                )
+                return "".join(lines)
+    raise KeyError(".".join(key))
+
+
+def make_checkout(root: Path) -> Checkout:
+    """The project's files as they are now, uncommitted changes included, as a Git repository of its own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=PROJECT, capture_output=True, check=True
+    )
+    for name in listed.stdout.decode().split("\0"):
+        source = PROJECT / name
+        if name and source.is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, root / name)
+    (root / "dvc.lock").unlink(missing_ok=True)
+    checkout = Checkout(root=root)
+    checkout.run("git", "init", "-q", "-b", "main")
+    for setting, value in (("user.name", "test"), ("user.email", "test@localhost")):
+        checkout.run("git", "config", setting, value)
+    checkout.commit("as it is")
+    return checkout
