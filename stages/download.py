@@ -4,6 +4,8 @@ import os
 import sys
 import time
 
+import checkout  # noqa: F401 - first: it says where cifarflow is
+
 from cifarflow import errors
 from cifarflow.config import load_config
 from cifarflow.data.progress import show_progress

@@ -2,6 +2,8 @@
 
 import sys
 
+import checkout  # noqa: F401 - first: it says where cifarflow is
+
 from cifarflow import errors, files
 from cifarflow.config import flatten, load_config
 from cifarflow.data.packed import read_dataset

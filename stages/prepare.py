@@ -3,6 +3,8 @@
 import sys
 import time
 
+import checkout  # noqa: F401 - first: it says where cifarflow is
+
 from cifarflow import errors
 from cifarflow.config import load_config
 from cifarflow.data.prepare import prepare

@@ -2,6 +2,8 @@
 
 import sys
 
+import checkout  # noqa: F401 - first: it says where cifarflow is
+
 from cifarflow import errors, files
 from cifarflow.config import load_config
 from cifarflow.provenance import compute_tags, tracked_stage, train_key
@@ -18,14 +20,11 @@ def main() -> None:
     compute = plan_compute(config.train)
     print("train:", "; ".join(compute.reasons), flush=True)
     task = Task.load(config.train, seed=config.seed, compute=compute, workspace=workspace)
-    run_key = train_key(config, workspace, data=task.dataset.digests, compute=compute.describe())
+    facts = compute.describe()
+    run_key = train_key(config, workspace, data=task.dataset.digests, compute=facts)
+    tags = compute_tags(facts)
     with tracked_stage(
-        "train",
-        config,
-        workspace,
-        run_key=run_key,
-        dataset=task.dataset,
-        tags=compute_tags(compute.describe()),
+        "train", config, workspace, run_key=run_key, dataset=task.dataset, tags=tags
     ) as tracker:
         fit = train(
             task,

@@ -120,9 +120,7 @@ class Fit:
         return {
             "validation_loss": self.step.loss(logits, labels, 0.0).item() / len(labels),
             "validation_accuracy": int((logits.argmax(1) == labels).sum()) / len(labels),
-            "learning_rate": max(
-                group["lr"] for optimizer in self.state.optimizers for group in optimizer.param_groups
-            ),
+            "learning_rate": self.state.optimizers[0].param_groups[0]["lr"],
             "pixels": float(pixels),
         }
 
