@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifarflow.config import read_yaml
+from cifarflow.config import load_config, read_yaml
 
 STAGES = ("train", "evaluate", "export")
 
@@ -20,16 +20,15 @@ def test_dvc_lock_names_the_committed_metrics_and_plots(project: Path, stage: st
         assert hashlib.md5(content).hexdigest() == out["md5"], out["path"]
 
 
-def test_the_committed_params_are_the_default_recipe_and_those_of_the_run(project: Path) -> None:
-    params = read_yaml(project / "params.yaml")
-    assert params == read_yaml(project / "recipes" / "cifar94.yaml")
+def test_the_run_is_one_of_the_default_recipe(project: Path) -> None:
+    params = read_yaml(project / "recipes" / "cifar94.yaml")
+    if read_yaml(project / "params.yaml") != params:
+        pytest.skip("params.yaml was changed: these are results of your own")
     locked = read_yaml(project / "dvc.lock")["stages"]["train"]["params"]["params.yaml"]
     assert locked == {"seed": params["seed"], "model": params["model"], "train": params["train"]}
 
 
 def test_every_recipe_is_valid_and_whole(project: Path) -> None:
-    from cifarflow.config import load_config
-
     recipes = sorted((project / "recipes").glob("*.yaml"))
     assert {recipe.stem for recipe in recipes} >= {"cifar94", "tudui", "shapes"}
     for recipe in recipes:

@@ -33,9 +33,9 @@ from cifarflow.workspace import Workspace
 
 # MLflow 3.17 says these of its own code.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
+    pytest.mark.xdist_group("mlflow"),
+    pytest.mark.slow,
+]  # one worker: a store of its own costs seconds
 
 CLASSES = ["cat", "dog", "frog"]
 PARAMS = {"model.name": "tudui", "seed": 1, "model.tudui.hidden": None, "widths": [1, 2], "long": "x" * 7000}

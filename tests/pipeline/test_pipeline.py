@@ -4,6 +4,8 @@ The tests of this module are one story and run in order on one checkout, since e
 """
 
 import json
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from cifarflow.inference.predictor import Predictor
 from tests.support.pipeline import Checkout, make_checkout
 
 STAGES = ["download", "prepare", "train", "evaluate", "export"]
-pytestmark = pytest.mark.xdist_group("pipeline")
+pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ def test_an_evaluate_parameter_does_not_retrain_and_gets_a_run_of_its_own(checko
     first, second = mlflow_runs(checkout)
     assert first.data.tags["cifarflow.run_key"] == second.data.tags["cifarflow.run_key"]
     assert second.data.metrics["validation_accuracy"] == first.data.metrics["validation_accuracy"]
-    assert (first.data.params["evaluate.flip"], second.data.params["evaluate.flip"]) == ("False", "True")
+    assert (first.data.params["evaluate.flip"], second.data.params["evaluate.flip"]) == ("false", "true")
     assert "export_max_probability_difference" in second.data.metrics
 
 
@@ -201,3 +203,30 @@ def test_a_stage_without_its_input_names_the_stage_that_makes_it(
     outcome = empty.run("python", script, expect=2, PYTHONPATH=str(checkout.root / "src"))
     assert f"uv run dvc repro {needs}" in outcome.output
     assert "Traceback" not in outcome.output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a file-size limit of the system")
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_is_one_clear_line(checkout: Checkout, tmp_path: Path, stage: str) -> None:
+    """A file-size limit of 4 kB stands for the full disk: it fails at the same writes, with an OSError as well."""
+    root = tmp_path / "full"
+    shutil.copytree(checkout.root, root, ignore=shutil.ignore_patterns(".git", ".dvc", "mlartifacts", "logs"))
+    shutil.rmtree(root / ".cifarflow")
+    (root / "mlflow.db").unlink()
+    if stage == "download":
+        shutil.rmtree(root / "data" / "raw")
+    command = f"ulimit -f 4; exec python stages/{stage}.py"
+    outcome = Checkout(root=root).run("sh", "-c", command, expect=2)
+    assert "error: cannot write" in outcome.output
+    assert "dvc checkout" in outcome.output
+    assert "Traceback" not in outcome.output
+
+
+def test_a_stage_runs_the_code_of_its_own_checkout(checkout: Checkout, tmp_path: Path) -> None:
+    """`dvc exp run --temp` and `--queue` work in a copy, and the code at home may have changed meanwhile."""
+    shutil.copytree(checkout.root / "src", tmp_path / "src")
+    shutil.copytree(checkout.root / "stages", tmp_path / "stages")
+    marked = tmp_path / "src" / "cifarflow" / "config" / "loader.py"
+    marked.write_text("raise SystemExit('the copy ran')\n")
+    outcome = checkout.run("python", str(tmp_path / "stages" / "prepare.py"), expect=1)
+    assert "the copy ran" in outcome.output

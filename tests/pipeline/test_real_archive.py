@@ -87,7 +87,7 @@ def test_download_and_prepare_of_the_real_archive(
     server: http.server.ThreadingHTTPServer, tmp_path: Path
 ) -> None:
     url = f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"
-    params = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    params = (REPOSITORY / "recipes" / "cifar94.yaml").read_text(encoding="utf-8")
     params = re.sub(r"https://\S+cifar-10-python\.tar\.gz", url, params)
     params = re.sub(r"source: \w+", "source: cifar10", params, count=1)
     params = re.sub(r"validation_fraction: [\d.]+", "validation_fraction: 0.02", params)

@@ -32,8 +32,8 @@ TINY: dict[str, Any] = {
 
 
 def small_config(**changes: Any) -> Config:
-    """The default params with tiny data and network; `changes` are dotted keys with `__` for a dot."""
-    tree = read_yaml(PROJECT / "params.yaml")
+    """The default recipe with tiny data and network; `changes` are dotted keys with `__` for a dot."""
+    tree = read_yaml(PROJECT / "recipes" / "cifar94.yaml")
     for key, value in {**TINY, **{name.replace("__", "."): value for name, value in changes.items()}}.items():
         *sections, leaf = key.split(".")
         section = tree

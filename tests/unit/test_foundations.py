@@ -1,0 +1,115 @@
+"""Errors, files, registry, workspace: what everything else stands on."""
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifarflow import errors, files
+from cifarflow.errors import ConfigError, DataIntegrityError, MissingInputError, UnknownNameError
+from cifarflow.registry import Registry
+from cifarflow.workspace import Workspace
+
+
+def raising(error: BaseException) -> int:
+    def main() -> None:
+        raise error
+
+    return errors.run(main)
+
+
+def test_a_users_fault_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(ConfigError("epochs must be positive")) == 2
+    assert capsys.readouterr().err == "error: epochs must be positive\n"
+
+
+def test_a_full_disk_names_the_file_and_the_way_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(OSError(errno.ENOSPC, "No space left on device", "/data/x")) == 2
+    message = capsys.readouterr().err
+    assert "cannot write or read /data/x: No space left on device" in message
+    assert "uv run dvc checkout" in message
+
+
+def test_an_interrupt_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(KeyboardInterrupt("stopped after step 3")) == 130
+    assert "stopped after step 3" in capsys.readouterr().err
+
+
+def test_a_bug_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        raising(ZeroDivisionError())
+    with pytest.raises(OSError, match="odd"):
+        raising(OSError(errno.EBADF, "odd"))
+
+
+def test_success_is_exit_code_0() -> None:
+    assert errors.run(lambda: None) == 0
+
+
+def test_a_missing_input_names_the_stage() -> None:
+    assert "uv run dvc repro train" in str(MissingInputError(Path("models/model.json"), made_by="train"))
+
+
+# files
+
+
+def test_an_atomic_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.bin"
+    files.write_bytes(target, b"old")
+    with pytest.raises(RuntimeError), files.atomic_open(target) as stream:
+        stream.write(b"half of the ne")
+        raise RuntimeError("killed")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in target.parent.iterdir()] == ["file.bin"]
+
+
+def test_json_bytes_depend_on_the_content_alone(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"b": 1, "a": "ü"})
+    files.write_json(tmp_path / "b.json", {"a": "ü", "b": 1})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert files.read_json(tmp_path / "a.json") == {"a": "ü", "b": 1}
+
+
+def test_tensors_survive_and_damage_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    images = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    files.write_tensors(path, {"images": images.transpose(0, 2, 1)})
+    np.testing.assert_array_equal(files.read_tensors(path)["images"], images.transpose(0, 2, 1))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataIntegrityError, match=r"x\.safetensors is broken"):
+        files.read_tensors(path)
+    path.write_text("{")
+    with pytest.raises(DataIntegrityError, match="not valid JSON"):
+        files.read_json(path)
+
+
+def test_the_digest_of_values_ignores_the_order_of_keys() -> None:
+    assert files.digest_of({"a": 1, "b": [2]}) == files.digest_of({"b": [2], "a": 1})
+    assert files.digest_of({"a": 1}) != files.digest_of({"a": 2})
+
+
+# registry, workspace
+
+
+def test_a_registry_refuses_doubles_and_offers_the_nearest() -> None:
+    registry: Registry[int] = Registry("number")
+    registry.register("seven")(7)
+    assert registry.get("seven") == 7
+    with pytest.raises(ValueError, match="'seven' is registered twice"):
+        registry.register("seven")(8)
+    with pytest.raises(UnknownNameError, match=r"unknown number 'sevn' \(here\)\. Did you mean 'seven'\?"):
+        registry.get("sevn", where="here")
+
+
+def test_what_must_outlive_a_stage_lies_at_dvc_root(tmp_path: Path) -> None:
+    workspace = Workspace.at(tmp_path / "temporary", {"DVC_ROOT": str(tmp_path / "home")})
+    assert workspace.model_weights.is_relative_to(tmp_path / "temporary")
+    for path in (
+        workspace.checkpoints("key"),
+        workspace.journals,
+        workspace.mlflow_database,
+        workspace.images,
+    ):
+        assert path.is_relative_to(tmp_path / "home")
+    assert Workspace.at(tmp_path, {}).home == tmp_path

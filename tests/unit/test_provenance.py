@@ -1,0 +1,91 @@
+"""Keys that change exactly when their inputs do, and records for what came out of DVC's cache."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifarflow import files
+from cifarflow.config.schema import Config
+from cifarflow.provenance import code_digest, git_state, machine_tags, run_identity, train_key
+from cifarflow.workspace import Workspace
+from tests.support.small import PROJECT, small_config
+
+DATA = {"train": "a", "validation": "b", "test": "c"}
+COMPUTE = {"device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A checkout with the project's code and pipeline."""
+    for name in ("src", "stages"):
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "dvc.yaml", tmp_path / "dvc.yaml")
+    return Workspace.at(tmp_path, {})
+
+
+def key(config: Config, workspace: Workspace, **changes: Any) -> str:
+    inputs: dict[str, Any] = {"data": DATA, "compute": COMPUTE, **changes}
+    return train_key(config, workspace, **inputs)
+
+
+def test_the_run_key_depends_on_what_decides_the_weights(workspace: Workspace) -> None:
+    first = key(small_config(), workspace)
+    assert key(small_config(), workspace) == first
+    changed = [
+        key(small_config(seed=2), workspace),
+        key(small_config(train__epochs=4), workspace),
+        key(small_config(model__name="tudui"), workspace),
+        key(small_config(), workspace, data={**DATA, "train": "x"}),
+        key(small_config(), workspace, compute={**COMPUTE, "precision": "bf16"}),
+    ]
+    (workspace.root / "src" / "cifarflow" / "training" / "fit.py").open("a").write("# other code\n")
+    changed.append(key(small_config(), workspace))
+    assert len({first, *changed}) == 7
+
+
+def test_the_run_key_does_not_depend_on_the_rest(workspace: Workspace) -> None:
+    first = key(small_config(), workspace)
+    assert key(small_config(evaluate__flip=False), workspace) == first
+    assert key(small_config(checkpoint__interval_seconds=5), workspace) == first
+    assert key(small_config(), workspace, data={**DATA, "test": "x"}) == first
+    (workspace.root / "src" / "cifarflow" / "errors.py").open("a").write("# a typo mended\n")
+    assert key(small_config(), workspace) == first
+
+
+def test_line_ends_do_not_change_the_code(workspace: Workspace) -> None:
+    before = code_digest(workspace, "train")
+    path = workspace.root / "src" / "cifarflow" / "training" / "fit.py"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert code_digest(workspace, "train") == before
+
+
+def test_a_state_is_the_keys_of_all_stages(workspace: Workspace) -> None:
+    first = run_identity(small_config(), workspace, run_key="k")
+    other = run_identity(small_config(evaluate__flip=False), workspace, run_key="k")
+    assert first.run_key == other.run_key == "k"
+    assert first.stage_keys["export"] == other.stage_keys["export"]
+    assert first.stage_keys["evaluate"] != other.stage_keys["evaluate"]
+    assert first.state_key != other.state_key
+
+
+def test_tags_tell_of_code_and_machine(workspace: Workspace) -> None:
+    tags = machine_tags(workspace, {"DVC_EXP_NAME": "colder"})
+    assert tags["dvc.experiment"] == "colder"
+    assert tags["git.commit"] == "unknown"
+    assert tags["version.torch"].startswith("2.")
+    assert all(isinstance(value, str) for value in tags.values())
+
+
+def test_git_state_of_the_project() -> None:
+    commit, dirty = git_state(PROJECT)
+    assert len(commit) == 40
+    assert isinstance(dirty, bool)
+
+
+def test_keys_do_not_depend_on_where_the_checkout_lies(workspace: Workspace, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(workspace.root, moved, ignore=shutil.ignore_patterns("elsewhere"))
+    assert key(small_config(), Workspace.at(moved, {})) == key(small_config(), workspace)
+    assert files.digest_of(DATA) == files.digest_of(dict(reversed(DATA.items())))
