@@ -13,7 +13,7 @@ lint:  ## style and format
 	uv run ruff format --check .
 
 types:  ## types
-	uv run pyright
+	uv run basedpyright
 
 contracts:  ## who may import whom
 	uv run lint-imports

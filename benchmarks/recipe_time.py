@@ -1,8 +1,8 @@
 """Seconds of training of the default recipe over those of the public 94 % record, on this machine.
 
-Steps of both sides alternate, so that what disturbs one disturbs the other; of each turn the second step counts, since
-the first pays for the other side's traces in caches and memory. The time of a training is the sum, over its schedule, of
-the median time of each kind of step. The pictures are random: the time does not depend on them.
+Steps of both sides alternate, so that what disturbs one disturbs the other; of each turn the second step counts,
+since the first pays for the other side's traces in caches and memory. The time of a training is the sum, over its
+schedule, of the median time of each kind of step. The pictures are random: the time does not depend on them.
 
     uv run python -m benchmarks.recipe_time --rounds 7
 """
