@@ -32,7 +32,7 @@ class TrainingProgress:
 
     def epoch(self, row: Mapping[str, float], *, epochs: float) -> None:
         self.say(
-            f"epoch {row['epoch']:>5g} of {epochs:g}  "
+            f"epoch {min(row['epoch'], epochs):>5g} of {epochs:g}  "
             f"loss {row['train_loss']:.4f} / {row['validation_loss']:.4f}  "
             f"accuracy {row['train_accuracy']:.4f} / {row['validation_accuracy']:.4f}  "
             f"{row['pixels']:g} px  {row['images_per_second']:,.0f} images/s  "
