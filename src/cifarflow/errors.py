@@ -88,8 +88,8 @@ def run(main: Callable[[], int | None]) -> int:
     except CifarflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRNOS:

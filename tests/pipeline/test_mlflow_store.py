@@ -32,10 +32,7 @@ from cifarflow.tracking.mlflow_tracker import prepare_environment, tracking_uri
 from cifarflow.workspace import Workspace
 
 # MLflow 3.17 says these of its own code.
-pytestmark = [
-    pytest.mark.xdist_group("mlflow"),
-    pytest.mark.slow,
-]  # one worker: a store of its own costs seconds
+pytestmark = pytest.mark.slow
 
 CLASSES = ["cat", "dog", "frog"]
 PARAMS = {"model.name": "tudui", "seed": 1, "model.tudui.hidden": None, "widths": [1, 2], "long": "x" * 7000}

@@ -25,6 +25,10 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace.at(tmp_path, {})
 
 
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+
+
 def key(config: Config, workspace: Workspace, **changes: Any) -> str:
     inputs: dict[str, Any] = {"data": DATA, "compute": COMPUTE, **changes}
     return train_key(config, workspace, **inputs)
@@ -40,7 +44,7 @@ def test_the_run_key_depends_on_what_decides_the_weights(workspace: Workspace) -
         key(small_config(), workspace, data={**DATA, "train": "x"}),
         key(small_config(), workspace, compute={**COMPUTE, "precision": "bf16"}),
     ]
-    (workspace.root / "src" / "cifarflow" / "training" / "fit.py").open("a").write("# other code\n")
+    append(workspace.root / "src" / "cifarflow" / "training" / "fit.py", "# other code\n")
     changed.append(key(small_config(), workspace))
     assert len({first, *changed}) == 7
 
@@ -50,7 +54,7 @@ def test_the_run_key_does_not_depend_on_the_rest(workspace: Workspace) -> None:
     assert key(small_config(evaluate__flip=False), workspace) == first
     assert key(small_config(checkpoint__interval_seconds=5), workspace) == first
     assert key(small_config(), workspace, data={**DATA, "test": "x"}) == first
-    (workspace.root / "src" / "cifarflow" / "errors.py").open("a").write("# a typo mended\n")
+    append(workspace.root / "src" / "cifarflow" / "errors.py", "# a typo mended\n")
     assert key(small_config(), workspace) == first
 
 
