@@ -52,8 +52,9 @@ def readers_in_table(leaf: str) -> set[str]:
 
 def test_every_parameter_reruns_exactly_the_stages_of_the_table(project: Path, leaves: list[str]) -> None:
     wrong = {}
+    params = {stage: stage_params(project, stage) for stage in STAGES}
     for leaf in leaves:
-        declared = {s for s in STAGES if any(covers(prefix, leaf) for prefix in stage_params(project, s))}
+        declared = {stage for stage in STAGES if any(covers(prefix, leaf) for prefix in params[stage])}
         if declared != readers_in_table(leaf):
             wrong[leaf] = (declared, readers_in_table(leaf))
     assert not wrong

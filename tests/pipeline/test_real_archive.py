@@ -68,7 +68,7 @@ def server() -> Iterator[http.server.ThreadingHTTPServer]:
 def run_stage(name: str, root: Path) -> str:
     """The stage as DVC starts it, but without an archive at hand; it must not even import torch."""
     environ = {key: value for key, value in os.environ.items() if key not in ("CIFAR10_ARCHIVE", "DVC_ROOT")}
-    environ["PYTHONPATH"] = str(REPOSITORY / "src")
+    environ["PYTHONPATH"] = os.pathsep.join(str(REPOSITORY / name) for name in ("src", "stages"))
     script = f"""
 import runpy, sys
 sys.argv = ["{name}.py"]

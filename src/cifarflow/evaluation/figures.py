@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cifarflow import files
@@ -26,19 +27,23 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes.set(xlabel="predicted", ylabel="actual")
     axes.set_title("Confusion matrix (colour: mistakes)", loc="left", fontsize=11)
     if len(classes) <= 20:
-        for row, column in np.ndindex(*matrix.shape):
-            weight = "bold" if row == column else "normal"
-            axes.text(
-                column,
-                row,
-                f"{matrix[row, column]}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=INK,
-                weight=weight,
-            )
+        _write_counts(axes, matrix, dark_from=0.55 * mistakes.max())
     return figure
+
+
+def _write_counts(axes: Axes, matrix: np.ndarray, *, dark_from: float) -> None:
+    for row, column in np.ndindex(*matrix.shape):
+        right = row == column
+        axes.text(
+            column,
+            row,
+            f"{matrix[row, column]}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if not right and matrix[row, column] > dark_from else INK,
+            weight="bold" if right else "normal",
+        )
 
 
 def mistakes_figure(
@@ -73,16 +78,18 @@ def mistakes_figure(
 
 
 def per_class_figure(recall: Sequence[float], precision: Sequence[float], classes: Sequence[str]) -> Figure:
-    """Recall as bars and precision as marks, one row a class, worst recall first."""
+    """Recall and precision of each class as two dots on a line, worst recall first."""
     order = [int(index) for index in np.argsort(recall, kind="stable")]
+    places = np.arange(len(classes))
+    sorted_recall, sorted_precision = np.asarray(recall)[order], np.asarray(precision)[order]
     figure = Figure(figsize=(6.5, 0.34 * len(classes) + 1.2), layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(classes))
-    axes.barh(places, np.asarray(recall)[order], color=ACCENT, height=0.6, label="recall")
-    axes.plot(np.asarray(precision)[order], places, "o", color=INK, markersize=4, label="precision")
+    axes.hlines(places, sorted_recall, sorted_precision, color="#b9c8d4", linewidth=2)
+    axes.plot(sorted_recall, places, "o", color=ACCENT, markersize=7, label="recall")
+    axes.plot(
+        sorted_precision, places, "o", color=INK, markerfacecolor="white", markersize=6, label="precision"
+    )
     axes.set_yticks(places, [classes[index] for index in order])
-    lowest = min(*recall, *precision)
-    axes.set_xlim(max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1.0)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right", frameon=False, ncols=2, bbox_to_anchor=(1, 1))
