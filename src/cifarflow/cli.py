@@ -203,14 +203,15 @@ def _recipe(options: argparse.Namespace) -> int:
 
 def _sync(options: argparse.Namespace) -> int:
     from cifarflow.config import load_config
-    from cifarflow.restore import current_state, restore_records
+    from cifarflow.restore import restore_records
     from cifarflow.tracking.sync import sync
 
     workspace = _workspace()
     config = load_config(workspace.params)
-    for stage in restore_records(config, workspace):
+    restored = restore_records(config, workspace)
+    for stage in restored.stages:
         print(f"The results of `{stage}` came from DVC's cache: recorded as restored.")
-    report = sync(workspace, config.tracking, current=current_state(config, workspace))
+    report = sync(workspace, config.tracking, current=restored.state)
     print(f"Runs completed: {report.runs_completed}. Events sent: {report.events_sent}.")
     for failure in report.failures:
         print(f"error: {failure}", file=sys.stderr)

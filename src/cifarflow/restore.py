@@ -1,12 +1,17 @@
 """The records of results that DVC brought out of its cache or from a remote: no stage ran here, so none reported."""
 
 import csv
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from cifarflow import files
 from cifarflow.config import Config, flatten
 from cifarflow.data.packed import read_dataset
+from cifarflow.errors import TrackingError
 from cifarflow.provenance import compute_tags, pipeline_state
 from cifarflow.tracking.identity import PipelineState
 from cifarflow.tracking.journal import journal_of
@@ -16,14 +21,24 @@ from cifarflow.workspace import Workspace
 RESTORED_TAG = "cifarflow.restored"
 
 
-def restore_records(config: Config, workspace: Workspace) -> list[str]:
-    """Write the journal of each stage whose results are here and that no journal tells of; returns those stages.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restored:
+    stages: list[str]
+    """The stages that got records."""
+    state: PipelineState | None
+    """The state that all files at hand make up; None when a stage has yet to run."""
 
-    The records say what metrics/train.json says of the machine that did the work, not what this machine is.
+
+def restore_records(config: Config, workspace: Workspace) -> Restored:
+    """Write the journal of each stage whose results are here and that no journal tells of.
+
+    The records say what metrics/train.json says of the machine that did the work, not what this machine is. A stage
+    that DVC would run again is left out: its files belong to other params or other code. Raises TrackingError.
     """
     state = current_state(config, workspace)
     if state is None:
-        return []
+        return Restored(stages=[], state=None)
+    outdated = _outdated_stages(workspace)
     reports: dict[str, tuple[str, Callable[[Workspace, Tracker], None]]] = {
         "train": ("train", _report_train),
         "evaluate": ("evaluation", partial(_report_metrics, name="evaluation", prefix="test_")),
@@ -32,11 +47,11 @@ def restore_records(config: Config, workspace: Workspace) -> list[str]:
     restored = []
     for stage, (metrics, report) in reports.items():
         known = journal_of(workspace, stage, state.identity.stage_keys[stage]).events()
-        if not known and workspace.metrics(metrics).is_file():
+        if not known and stage not in outdated and workspace.metrics(metrics).is_file():
             with open_tracker(stage, state, tracking=config.tracking, workspace=workspace) as tracker:
                 report(workspace, tracker)
             restored.append(stage)
-    return restored
+    return Restored(stages=restored, state=None if outdated & set(reports) else state)
 
 
 def current_state(config: Config, workspace: Workspace) -> PipelineState | None:
@@ -56,6 +71,15 @@ def current_state(config: Config, workspace: Workspace) -> PipelineState | None:
             **compute_tags(compute),
         },
     )
+
+
+def _outdated_stages(workspace: Workspace) -> set[str]:
+    """The stages whose results, by DVC's word, are not those of the present params, code and data."""
+    command = [sys.executable, "-m", "dvc", "status", "--json"]
+    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TrackingError(f"`dvc status` failed in {workspace.root}: {done.stderr.strip()}")
+    return set(json.loads(done.stdout))
 
 
 def _report_train(workspace: Workspace, tracker: Tracker) -> None:

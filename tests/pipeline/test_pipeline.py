@@ -232,3 +232,29 @@ def test_a_stage_runs_the_code_of_its_own_checkout(checkout: Checkout, tmp_path:
     marked.write_text("raise SystemExit('the copy ran')\n")
     outcome = checkout.run("python", str(tmp_path / "stages" / "prepare.py"), expect=1)
     assert "the copy ran" in outcome.output
+
+
+def test_sync_makes_the_run_of_results_that_no_stage_reported_here(checkout: Checkout) -> None:
+    """As after `dvc pull` on another machine: models, metrics and plots are there, journals and store are not."""
+    workspace = checkout.workspace
+    for folder in (workspace.journals, workspace.mlflow_artifacts):
+        shutil.rmtree(folder)
+    workspace.mlflow_database.unlink()
+    outcome = checkout.run("cifarflow", "sync")
+    assert "The results of `train` came from DVC's cache" in outcome.output
+    (run,) = mlflow_runs(checkout)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["cifarflow.restored"] == "true"
+    assert run.data.tags["compute.device"] == "cpu"
+    evaluation = files.read_json(workspace.metrics("evaluation"))
+    assert run.data.metrics["test_accuracy"] == pytest.approx(evaluation["accuracy"])
+    assert run.data.metrics["validation_accuracy"] > 0
+    assert "Events sent: 0." in checkout.run("cifarflow", "sync").output
+
+
+def test_sync_does_not_take_old_results_for_those_of_new_params(checkout: Checkout) -> None:
+    before = [run.info.run_id for run in mlflow_runs(checkout)]
+    checkout.set_params(evaluate__flip="true")
+    outcome = checkout.run("cifarflow", "sync")
+    assert "recorded as restored" not in outcome.output
+    assert [run.info.run_id for run in mlflow_runs(checkout)] == before
