@@ -52,7 +52,7 @@ class Checkout:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         environment = {**os.environ, "PATH": path, "PYTHONPATH": str(self.root / "src"), **environ}
         done = subprocess.run(
-            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=170, check=False
+            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         output = done.stdout + done.stderr
         assert expect is None or done.returncode == expect, output
