@@ -138,6 +138,7 @@ def test_an_evaluate_parameter_does_not_retrain_and_gets_a_run_of_its_own(checko
     checkout.set_params(evaluate__flip="true")
     assert checkout.dvc("repro").ran == ["evaluate"]
     first, second = mlflow_runs(checkout)
+    assert first.info.start_time < second.info.start_time
     assert first.data.tags["cifarflow.run_key"] == second.data.tags["cifarflow.run_key"]
     assert second.data.metrics["validation_accuracy"] == first.data.metrics["validation_accuracy"]
     assert (first.data.params["evaluate.flip"], second.data.params["evaluate.flip"]) == ("false", "true")
@@ -234,27 +235,32 @@ def test_a_stage_runs_the_code_of_its_own_checkout(checkout: Checkout, tmp_path:
     assert "the copy ran" in outcome.output
 
 
-def test_sync_makes_the_run_of_results_that_no_stage_reported_here(checkout: Checkout) -> None:
-    """As after `dvc pull` on another machine: models, metrics and plots are there, journals and store are not."""
-    workspace = checkout.workspace
-    for folder in (workspace.journals, workspace.mlflow_artifacts):
-        shutil.rmtree(folder)
-    workspace.mlflow_database.unlink()
-    outcome = checkout.run("cifarflow", "sync")
+@pytest.fixture(scope="module")
+def elsewhere(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The results on another machine, as after `dvc pull`: models, metrics and plots, but no journal and no store."""
+    root = tmp_path_factory.mktemp("elsewhere") / "checkout"
+    shutil.copytree(
+        checkout.root, root, ignore=shutil.ignore_patterns(".cifarflow", "mlflow.db*", "mlartifacts", "logs")
+    )
+    return Checkout(root=root)
+
+
+def test_sync_makes_the_run_of_results_that_no_stage_reported_here(elsewhere: Checkout) -> None:
+    outcome = elsewhere.run("cifarflow", "sync")
     assert "The results of `train` came from DVC's cache" in outcome.output
-    (run,) = mlflow_runs(checkout)
+    (run,) = mlflow_runs(elsewhere)
     assert run.info.status == "FINISHED"
     assert run.data.tags["cifarflow.restored"] == "true"
     assert run.data.tags["compute.device"] == "cpu"
-    evaluation = files.read_json(workspace.metrics("evaluation"))
+    evaluation = files.read_json(elsewhere.workspace.metrics("evaluation"))
     assert run.data.metrics["test_accuracy"] == pytest.approx(evaluation["accuracy"])
     assert run.data.metrics["validation_accuracy"] > 0
-    assert "Events sent: 0." in checkout.run("cifarflow", "sync").output
+    assert "Events sent: 0." in elsewhere.run("cifarflow", "sync").output
 
 
-def test_sync_does_not_take_old_results_for_those_of_new_params(checkout: Checkout) -> None:
-    before = [run.info.run_id for run in mlflow_runs(checkout)]
-    checkout.set_params(evaluate__flip="true")
-    outcome = checkout.run("cifarflow", "sync")
+def test_sync_does_not_take_old_results_for_those_of_new_params(elsewhere: Checkout) -> None:
+    before = [run.info.run_id for run in mlflow_runs(elsewhere)]
+    elsewhere.set_params(evaluate__flip="true")
+    outcome = elsewhere.run("cifarflow", "sync")
     assert "recorded as restored" not in outcome.output
-    assert [run.info.run_id for run in mlflow_runs(checkout)] == before
+    assert [run.info.run_id for run in mlflow_runs(elsewhere)] == before

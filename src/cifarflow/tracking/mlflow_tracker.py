@@ -108,7 +108,7 @@ class MlflowTracker:
             run = retry_when_locked(lambda: _find_run(client, experiment_id, state))
             created = run is None
             if run is None:
-                started = min((events[0]["time"] for _, events in recorded), default=None)
+                started = _start_of(state, [event for _, events in recorded for event in events])
                 run = retry_when_locked(lambda: _create_run(client, experiment_id, state, started=started))
         replay = RunReplay(client, run, state)
         replay.fill_in(state)
@@ -145,6 +145,12 @@ class MlflowTracker:
                 f"`uv run mlflow experiments restore -x {experiment.experiment_id}`."
             )
         return experiment.experiment_id
+
+
+def _start_of(state: PipelineState, events: Sequence[Event]) -> int | None:
+    """When a stage first ran in this state: the training may be older and belong to an earlier state as well."""
+    own = (e["time"] for e in events if e["kind"] == "start" and e["state_key"] == state.identity.state_key)
+    return min(own, default=None)
 
 
 def _find_run(client: "MlflowClient", experiment_id: str, state: PipelineState) -> "Run | None":
