@@ -26,7 +26,7 @@ def main() -> None:
         sys.exit("no chromium on the PATH")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1400, "height": 760})
+        page = chromium.new_page(viewport={"width": 1400, "height": 800})
         with server("mlflow", "ui", "--port", "{port}") as address:
             take_mlflow(page, address)
         with server("tensorboard", "--logdir", "logs", "--port", "{port}") as address:
@@ -35,8 +35,10 @@ def main() -> None:
 
 
 def take_mlflow(page: Page, address: str) -> None:
-    page.goto(f"{address}/#/experiments/1/runs")
-    page.wait_for_timeout(6000)
+    page.goto(f"{address}/#/experiments/1/runs?compareRunsMode=CHART")
+    page.wait_for_timeout(5000)
+    page.mouse.click(1363, 35)  # closes the assistant, which has no name to find it by
+    page.wait_for_timeout(3000)
     page.screenshot(path=PICTURES / "mlflow.png")
 
 
