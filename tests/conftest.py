@@ -7,6 +7,8 @@ import pytest
 
 # Two test workers on two cores: more threads than cores make OpenMP's barriers spin for whole time slices.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Dozens of stages are started: none should compile torch and mlflow anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DVC_NO_ANALYTICS"] = "true"
 # A test decides itself where it stands and where its data comes from.
