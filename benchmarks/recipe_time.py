@@ -102,6 +102,8 @@ def our_steps(task: Task, config: Config) -> dict[Kind, Callable[[], None]]:
         images = task.augmentation(task.train.images, batch, epoch=0, step=0)
         fit.step.clear_gradients()
         fit.step(images, task.train.labels[batch], task.preprocess(pixels))
+        if config.train.averaging.start < 1:
+            fit.state.average_weights()  # counted in every step, though the early ones do without
 
     kinds = our_schedule(task, config)
     return {kind: lambda kind=kind: step(kind[1], progress=0.0 if kind[2] else 0.999) for kind in kinds}

@@ -89,4 +89,5 @@ def test_deps_are_the_imported_code(project: Path, stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_one_short_script(project: Path, stage: str) -> None:
     assert len((project / "stages" / f"{stage}.py").read_text().splitlines()) <= 45
-    assert read_yaml(project / "dvc.yaml")["stages"][stage]["cmd"] == f"python stages/{stage}.py"
+    launch = "${train.launch}" if stage == "train" else "python"
+    assert read_yaml(project / "dvc.yaml")["stages"][stage]["cmd"] == f"{launch} stages/{stage}.py"

@@ -108,7 +108,9 @@ class SignalAt(Checkpoints):
 def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(
     workspace: Workspace, tmp_path: Path, optimizer: str, step: int
 ) -> None:
-    config = small_config(train__optimizer__name=optimizer)
+    config = small_config(
+        train__optimizer__name=optimizer, train__averaging__start=0.25, train__averaging__decay=0.8
+    )
     straight = small_fit(workspace, config, checkpoints=fresh(tmp_path / "straight"))
     straight.run()
     checkpoints = SignalAt(folder=tmp_path / "stopped", interval_seconds=1e9)
@@ -119,6 +121,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(
     assert resumed.state.step == step
     resumed.run()
     assert_equal_weights(weights(straight), weights(resumed))
+    assert_equal_weights(straight.state.result.state_dict(), resumed.state.result.state_dict())
     timeless = [
         [
             {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
@@ -127,6 +130,28 @@ def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(
         for fit in (straight, resumed)
     ]
     assert timeless[0] == timeless[1]
+
+
+def test_the_result_is_the_moving_average_of_weights_and_statistics(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    config = small_config(train__epochs=2, train__averaging__start=0.5, train__averaging__decay=0.75)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watch(Checkpoints):
+        def is_due(self) -> bool:
+            seen.append(weights(fit))
+            return False
+
+    fit = small_fit(workspace, config, checkpoints=Watch(folder=tmp_path, interval_seconds=1e9))
+    fit.run()
+    assert len(seen) == 8
+    for name in ("head.weight", "groups.0.conv1.weight", "groups.1.norm1.running_var"):
+        expected = seen[4][name]
+        for later in seen[5:]:
+            expected = 0.75 * expected + 0.25 * later[name]
+        torch.testing.assert_close(fit.state.result.state_dict()[name], expected)
+        assert not torch.equal(expected, seen[-1][name])
 
 
 def test_checkpoints_on_the_way_do_not_change_the_result(workspace: Workspace, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cifarflow.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
-from cifarflow.data.augment import GREY, Augmentation
+from cifarflow.data.augment import GREY, Augmentation, _gather, _windows
 from cifarflow.data.batches import BatchPlan, micro_batches
 from cifarflow.data.randomness import generator
 from cifarflow.training.losses import LOSSES
@@ -164,7 +164,10 @@ def pictures(count: int = 6, size: int = 8) -> torch.Tensor:
 
 
 def augmented(images: torch.Tensor, *, epoch: int = 0, step: int = 0, **options: object) -> torch.Tensor:
-    settings = {"flip": "none", "translate_pixels": 0, "cutout_pixels": 0, "seed": 1, **options}
+    settings = {
+        **{"flip": "none", "translate_pixels": 0, "cutout_pixels": 0, "brightness": 0.0, "contrast": 0.0},
+        **{"seed": 1, **options},
+    }
     return Augmentation(**settings)(images, torch.arange(len(images)), epoch=epoch, step=step)  # pyright: ignore
 
 
@@ -193,6 +196,30 @@ def test_alternating_flip_shows_both_sides_in_two_epochs() -> None:
     assert any(mirrored)
     assert not all(mirrored)
     assert torch.equal(augmented(images, flip="alternating", epoch=2, step=9), even)
+
+
+@pytest.mark.parametrize("reach", [0, 1, 3])
+def test_processor_and_gpu_move_pixels_in_the_same_way(reach: int) -> None:
+    images, indices = pictures(40), torch.randperm(40)[:25]
+    rows, columns = torch.randint(-reach, reach + 1, (2, 25))
+    mirrored = torch.arange(25) % 3 == 0
+    by_copies = _windows(images, indices, rows, columns, mirrored, reach=reach)
+    assert torch.equal(by_copies, _gather(images, indices, rows, columns, mirrored))
+    assert not torch.equal(by_copies, images[indices])
+
+
+def test_light_changes_all_values_of_a_picture_alike_and_within_bounds() -> None:
+    images = torch.tensor([0, 64, GREY, 192, 255], dtype=torch.uint8).view(1, 5, 1, 1).repeat(200, 1, 5, 3)
+    brighter = augmented(images, brightness=0.1)
+    change = brighter[:, 2].int() - GREY
+    assert 20 <= change.max() <= 26
+    assert -26 <= change.min() <= -20
+    assert (brighter == brighter[:, :, :1, :1]).all(), "one change a picture"
+    stretched = augmented(images, contrast=0.5)
+    assert (stretched[:, 2] == GREY).all()
+    distance = stretched[:, 3].int() - GREY
+    assert 28 <= distance.min() < distance.max() <= 100
+    assert stretched[:, 4].max() == 255
 
 
 def test_random_flip_is_drawn_anew_each_step() -> None:

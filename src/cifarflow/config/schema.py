@@ -94,6 +94,8 @@ class AugmentConfig(Section):
     flip: Literal["none", "random", "alternating"]
     translate_pixels: Annotated[int, Field(ge=0, le=16)]
     cutout_pixels: Annotated[int, Field(ge=0, le=64)]
+    brightness: Momentum
+    contrast: Momentum
 
 
 class ResolutionStep(Section):
@@ -132,6 +134,11 @@ class OptimizerConfig(Choice):
     muon: MuonConfig
 
 
+class AveragingConfig(Section):
+    start: Fraction
+    decay: Momentum
+
+
 class ScheduleConfig(Section):
     name: Literal["constant", "linear", "cosine"]
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
@@ -144,6 +151,7 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
+    launch: Annotated[str, Field(min_length=1)]
     epochs: Annotated[float, Field(gt=0, le=10_000)]
     batch_size: PositiveInt
     micro_batch_size: PositiveInt
@@ -151,6 +159,7 @@ class TrainConfig(Section):
     resolution: Annotated[tuple[ResolutionStep, ...], Field(strict=False)]
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    averaging: AveragingConfig
     loss: LossConfig
     precision: Literal["auto", "fp32", "bf16"]
     memory_format: Literal["auto", "channels_last", "contiguous"]

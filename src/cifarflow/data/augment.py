@@ -1,7 +1,8 @@
-"""Augmentation of whole batches: shift and mirror as one gather of pixels, then cutout."""
+"""Augmentation of whole batches of stored bytes: shift and mirror, then cutout."""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,21 +20,28 @@ class Augmentation:
     arXiv:2404.00498, section 3.6), so that two epochs show both sides of each picture."""
     translate_pixels: int
     cutout_pixels: int
+    brightness: float
+    contrast: float
     seed: int
 
     def __call__(self, images: Tensor, indices: Tensor, *, epoch: int, step: int) -> Tensor:
         """The pictures `indices` (int64 `[B]`) of `images` (uint8 `[N, H, W, 3]`), augmented: uint8 `[B, H, W, 3]`."""
         random = generator("augment", self.seed, epoch, step)
-        height, width = images.shape[1:3]
-        if self.flip == "none" and not self.translate_pixels:
-            batch = images[indices]
+        rows = self._shift(len(indices), random)
+        columns = self._shift(len(indices), random)
+        mirrored = self._mirrored(len(images), indices, epoch, random)
+        if images.device.type == "cpu":
+            batch = _windows(images, indices, rows, columns, mirrored, reach=self.translate_pixels)
         else:
-            rows = _shifted(len(indices), height, self.translate_pixels, random)
-            columns = _shifted(len(indices), width, self.translate_pixels, random)
-            mirrored = self._mirrored(len(images), indices, epoch, random)
-            columns = torch.where(mirrored.unsqueeze(1), columns.flip(1), columns)
-            batch = _gather(images, indices, rows, columns)
+            batch = _gather(images, indices, rows, columns, mirrored)
+        if self.brightness or self.contrast:
+            batch = _lit(batch, random, brightness=self.brightness, contrast=self.contrast)
         return _cut_out(batch, self.cutout_pixels, random) if self.cutout_pixels else batch
+
+    def _shift(self, count: int, random: torch.Generator) -> Tensor:
+        """int64 `[count]` in [-translate_pixels, translate_pixels]."""
+        reach = self.translate_pixels
+        return torch.randint(-reach, reach + 1, (count, 1), generator=random).squeeze(1)
 
     def _mirrored(self, count: int, indices: Tensor, epoch: int, random: torch.Generator) -> Tensor:
         """bool `[B]`: which pictures of the batch are mirrored."""
@@ -45,17 +53,54 @@ class Augmentation:
         return (first_side[indices.cpu()] + epoch) % 2 == 1
 
 
-def _shifted(count: int, size: int, reach: int, random: torch.Generator) -> Tensor:
-    """int64 `[count, size]`: source positions after a shift in [-reach, reach], mirrored at the edges."""
-    shift = torch.randint(-reach, reach + 1, (count, 1), generator=random)
-    position = (torch.arange(size) + shift).abs()
+def _gather(images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, mirrored: Tensor) -> Tensor:
+    """One gather of pixels: quick on a GPU, where each thread moves one; edges are mirrored."""
+    device = images.device
+    height, width = images.shape[1:3]
+    y, x = _positions(height, rows), _positions(width, columns)
+    x = torch.where(mirrored.unsqueeze(1), x.flip(1), x)
+    indices, y, x = indices.to(device), y.to(device), x.to(device)
+    return images[indices[:, None, None], y[:, :, None], x[:, None, :]]
+
+
+def _positions(size: int, shift: Tensor) -> Tensor:
+    """int64 `[B, size]`: where each row or column comes from."""
+    position = (torch.arange(size) + shift.unsqueeze(1)).abs()
     return torch.where(position < size, position, 2 * (size - 1) - position)
 
 
-def _gather(images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    device = images.device
-    indices, rows, columns = indices.to(device), rows.to(device), columns.to(device)
-    return images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+def _windows(
+    images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, mirrored: Tensor, *, reach: int
+) -> Tensor:
+    """What `_gather` gives, by copies of whole rows of bytes: ten times as quick on a processor."""
+    batch = images.numpy()[indices.numpy()]
+    count, height, width, channels = batch.shape
+    if reach:
+        padded = np.pad(batch, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="reflect")
+        picture, row, column, byte = padded.strides
+        shape = (count, 2 * reach + 1, 2 * reach + 1, height, width * channels)
+        places = np.lib.stride_tricks.as_strided(padded, shape, (picture, row, column, row, byte))
+        batch = places[np.arange(count), rows.numpy() + reach, columns.numpy() + reach]
+    flat = batch.reshape(count, height, width * channels)
+    reversed_bytes = np.arange(width * channels).reshape(width, channels)[::-1].ravel()
+    chosen = mirrored.numpy()
+    flat[chosen] = flat[chosen].take(reversed_bytes, axis=2)
+    return torch.from_numpy(flat.reshape(count, height, width, channels))
+
+
+def _lit(batch: Tensor, random: torch.Generator, *, brightness: float, contrast: float) -> Tensor:
+    """Another light for each picture: its own shift of all values and stretch of their distance from grey.
+
+    For a network this small one table of 256 values a picture is enough (the ranges: the 94 % record of October 2025,
+    github.com/hiverge/cifar10-speedrun).
+    """
+    shift, stretch = (
+        (torch.rand(len(batch), 1, generator=random) * 2 - 1) * reach for reach in (brightness, contrast)
+    )
+    values = torch.arange(256) - GREY
+    table = ((values + shift * 255) * (1 + stretch) + GREY).round().clamp(0, 255).to(torch.uint8)
+    flat = batch.flatten(1)
+    return table.to(batch.device).gather(1, flat.long()).view_as(batch)
 
 
 def _cut_out(batch: Tensor, side: int, random: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from cifarflow.errors import TrainingError
@@ -38,9 +39,10 @@ class Fit:
         """A run at its first step, or at the last checkpoint where there is one."""
         config = task.config
         optimizers = build_optimizers(config.optimizer.name, model, **config.optimizer.options())
-        state = TrainState(model=model, optimizers=optimizers)
+        state = TrainState(model=model, optimizers=optimizers, average_decay=config.averaging.decay)
         if (saved := checkpoints.load()) is not None:
             state.restore(saved)
+        task.processes.agree(model)
         step = Step(
             model=model,
             optimizers=optimizers,
@@ -48,13 +50,15 @@ class Fit:
             label_smoothing=config.loss.label_smoothing,
             micro_batch_size=config.micro_batch_size,
             compute=task.compute,
+            processes=task.processes,
         )
         return cls(task=task, state=state, step=step, checkpoints=checkpoints, on_epoch=on_epoch)
 
     def run(self) -> None:
         """Train to the end. Raises TrainingInterrupted (state saved) and TrainingError (loss not finite)."""
         per_epoch, total = self.task.batches.steps_per_epoch, self.task.total_steps
-        with Interrupts() as interrupts, training_progress(total) as progress:
+        shown = self.task.processes.is_main
+        with Interrupts() as interrupts, training_progress(total, shown=shown) as progress:
             if self.state.step:
                 progress.say(
                     f"going on from step {self.state.step} of {total} (checkpoint in {self.checkpoints.folder})"
@@ -84,17 +88,21 @@ class Fit:
             state.record(
                 loss_sum=loss_sum, correct=correct, count=len(indices), seconds=time.perf_counter() - start
             )
+            if task.averages_at(state.step):
+                state.average_weights()
             progress.step(state.step, f"loss {loss_sum / len(indices):.3f}")
             self._keep_safe(interrupts)
 
     def _keep_safe(self, interrupts: Interrupts) -> None:
         """Save the state when it is time to, or when somebody wants the process to end."""
-        if interrupts.requested or self.checkpoints.is_due():
-            path = self.checkpoints.save(self.state.snapshot(), step=self.state.step)
-            if interrupts.requested:
-                raise TrainingInterrupted(
-                    f"stopped after step {self.state.step}, saved in {path}; the same command goes on"
-                )
+        processes = self.task.processes
+        requested = processes.any(interrupts.requested, self.task.compute.device)
+        if processes.is_main and (requested or self.checkpoints.is_due()):
+            self.checkpoints.save(self.state.snapshot(), step=self.state.step)
+        if requested:
+            raise TrainingInterrupted(
+                f"stopped after step {self.state.step}, saved in {self.checkpoints.folder}; the same command goes on"
+            )
 
     def _learning_rate_factor(self, progress: float) -> float:
         schedule = self.task.config.schedule
@@ -107,19 +115,23 @@ class Fit:
 
     def _validate(self) -> dict[str, float]:
         """Loss and accuracy on the validation split, at the size of pictures that the epoch ended with."""
-        task, model = self.task, self.state.model.eval()
+        task, model = self.task, self.state.result.eval()
         pixels = task.pixels_at(self.state.step - 1)
+        labels = task.validation.labels
+        own = slice(*task.processes.bounds(len(labels)))
         with task.compute.autocast():
             logits = predict_logits(
                 model,
-                task.validation.images,
+                task.validation.images[own],
                 preprocess=task.preprocess(pixels),
                 batch_size=VALIDATION_BATCH_SIZE,
             )
-        labels = task.validation.labels
+        loss = self.step.loss(logits, labels[own], 0.0)
+        found = torch.stack((loss.double(), (logits.argmax(1) == labels[own]).sum().double()))
+        loss_sum, correct = task.processes.add_up(found).tolist()
         return {
-            "validation_loss": self.step.loss(logits, labels, 0.0).item() / len(labels),
-            "validation_accuracy": int((logits.argmax(1) == labels).sum()) / len(labels),
+            "validation_loss": loss_sum / len(labels),
+            "validation_accuracy": correct / len(labels),
             "learning_rate": self.state.optimizers[0].param_groups[0]["lr"],
             "pixels": float(pixels),
         }

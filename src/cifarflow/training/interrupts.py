@@ -1,7 +1,11 @@
 """SIGINT and SIGTERM as a question that the training loop asks between two steps."""
 
 import signal
+import time
 from types import FrameType, TracebackType
+
+ONE_REQUEST_SECONDS = 2.0
+"""Ctrl-C reaches a process of torchrun twice: from the terminal, and from torchrun itself a moment later."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -9,10 +13,11 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """While open, SIGINT and SIGTERM set `requested` instead of ending the process; a second one ends it at once."""
+    """While open, SIGINT and SIGTERM set `requested` instead of ending the process; a later one ends it at once."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._first_seconds = 0.0
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -27,6 +32,8 @@ class Interrupts:
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._first_seconds = True, now
+        elif now - self._first_seconds > ONE_REQUEST_SECONDS:
             raise TrainingInterrupted("stopped at once; the last checkpoint is kept")
-        self.requested = True

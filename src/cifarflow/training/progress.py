@@ -1,6 +1,7 @@
 """What a person sees while training runs: a live bar on a terminal, one line an epoch elsewhere."""
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -41,9 +42,11 @@ class TrainingProgress:
 
 
 @contextlib.contextmanager
-def training_progress(total_steps: int, *, stream: TextIO | None = None) -> Iterator[TrainingProgress]:
-    """A progress report on `stream` (stdout unless given)."""
-    stream = cast(TextIO, stream or sys.stdout)
+def training_progress(
+    total_steps: int, *, stream: TextIO | None = None, shown: bool = True
+) -> Iterator[TrainingProgress]:
+    """A progress report on `stream` (stdout unless given), or nowhere when it is not to be shown."""
+    stream = cast(TextIO, (stream or sys.stdout) if shown else io.StringIO())
     if not stream.isatty():
         yield TrainingProgress(total_steps, None, stream)
         return

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from cifarflow import files
+from cifarflow.config.schema import TensorboardConfig
 from cifarflow.provenance import processor_name
 from cifarflow.tracking.tracker import Tracker
 from cifarflow.training.state import TrainState
@@ -39,26 +41,34 @@ def write_history(rows: list[dict[str, float]], path: Path) -> None:
     files.write_text(path, text.getvalue())
 
 
-def report_epoch(state: TrainState, *, tracker: Tracker, history: Path, histograms: bool) -> None:
-    """Pass the newest row of the history on, and what the weights look like by now."""
-    row = state.history[-1]
-    epoch = int(row["epoch"])
-    write_history(state.history, history)
-    tracker.metrics({name: row[name] for name in HISTORY_COLUMNS[1:]}, step=epoch)
-    if histograms:
-        tracker.tensorboard.histograms(_weights_and_gradients(state.model), step=epoch)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorder:
+    """What is shown of a run while it trains: plots/history.csv, and the tracker's MLflow and TensorBoard."""
 
+    tracker: Tracker
+    views: TensorboardConfig
+    history: Path
 
-def show_task(task: Task, model: nn.Module, *, tracker: Tracker, pictures: int, graph: bool) -> None:
-    """Training pictures before and after augmentation, and the network as a graph."""
-    first = torch.arange(min(pictures, len(task.train.labels)))
-    if pictures:
-        augmented = task.augmentation(task.train.images, first, epoch=0, step=0)
-        tracker.tensorboard.pictures("pictures/before", task.train.images[first].cpu().numpy(), step=0)
-        tracker.tensorboard.pictures("pictures/augmented", augmented.cpu().numpy(), step=0)
-    if graph:
-        example = task.preprocess(task.dataset.image_size)(task.train.images[:SHOWN_IN_GRAPH])
-        tracker.tensorboard.graph(model, example)
+    def start(self, task: Task, model: nn.Module) -> None:
+        """Training pictures before and after augmentation, and the network as a graph."""
+        tensorboard, images = self.tracker.tensorboard, task.train.images
+        if self.views.pictures:
+            first = torch.arange(min(self.views.pictures, len(images)))
+            augmented = task.augmentation(images, first, epoch=0, step=0)
+            tensorboard.pictures("pictures/before", images[first].cpu().numpy(), step=0)
+            tensorboard.pictures("pictures/augmented", augmented.cpu().numpy(), step=0)
+        if self.views.graph:
+            example = task.preprocess(task.dataset.image_size)(images[:SHOWN_IN_GRAPH])
+            tensorboard.graph(model, example)
+
+    def epoch(self, state: TrainState) -> None:
+        """Pass the newest row of the history on, and what the weights look like by now."""
+        row = state.history[-1]
+        epoch = int(row["epoch"])
+        write_history(state.history, self.history)
+        self.tracker.metrics({name: row[name] for name in HISTORY_COLUMNS[1:]}, step=epoch)
+        if self.views.histograms:
+            self.tracker.tensorboard.histograms(_weights_and_gradients(state.model), step=epoch)
 
 
 def train_metrics(state: TrainState, task: Task) -> dict[str, Any]:
@@ -75,6 +85,7 @@ def train_metrics(state: TrainState, task: Task) -> dict[str, Any]:
         "compute": {
             **task.compute.describe(),
             "processor": processor_name(),
+            "processes": task.processes.count,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },

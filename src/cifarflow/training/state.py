@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 @dataclass(kw_only=True, slots=True)
@@ -14,6 +15,8 @@ class TrainState:
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
+    average_decay: float = 0.0
+    average: AveragedModel | None = None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     # The part of the present epoch that is done:
@@ -44,9 +47,26 @@ class TrainState:
         self.loss_sum, self.correct, self.seen, self.seconds = 0.0, 0, 0, 0.0
         return row
 
+    @property
+    def result(self) -> nn.Module:
+        """What is validated and kept: the average of the weights once there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def average_weights(self) -> None:
+        """Take the present weights and statistics into their exponential moving average, which starts as a copy."""
+        if self.average is None:
+            self.average = self._new_average()
+        self.average.update_parameters(self.model)
+
+    def _new_average(self) -> AveragedModel:
+        return AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay), use_buffers=True
+        )
+
     def snapshot(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "history": self.history,
@@ -55,6 +75,9 @@ class TrainState:
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         self.model.load_state_dict(snapshot["model"])
+        if snapshot["average"] is not None:
+            self.average = self._new_average()
+            self.average.load_state_dict(snapshot["average"])
         for optimizer, saved in zip(self.optimizers, snapshot["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = snapshot["step"]

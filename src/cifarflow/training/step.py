@@ -1,7 +1,7 @@
-"""One optimizer step: a batch as micro-batches whose gradients add up."""
+"""One optimizer step: a batch as micro-batches whose gradients add up, over one process or several."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cifarflow.data.batches import micro_batches
 from cifarflow.training.hardware import ComputePlan
 from cifarflow.training.losses import Loss
+from cifarflow.training.processes import Combination, Processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,7 @@ class Step:
     label_smoothing: float
     micro_batch_size: int
     compute: ComputePlan
+    processes: Processes = field(default_factory=Processes)
 
     def __call__(
         self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor]
@@ -30,19 +32,28 @@ class Step:
         Gradients are those of the mean loss over the batch, however it is cut: only batch normalisation sees the
         micro-batches. Small ones keep the activations in the processor's cache.
         """
-        loss_sum, correct = 0.0, 0
-        for part in micro_batches(len(images), self.micro_batch_size):
-            with self.compute.autocast():
-                logits = self.model(
-                    preprocess(images[part]).contiguous(memory_format=self.compute.memory_format)
-                )
-            loss = self.loss(logits.float(), labels[part], self.label_smoothing)
-            (loss / len(images)).backward()
-            loss_sum += loss.item()
-            correct += int((logits.argmax(1) == labels[part]).sum())
+        parts = micro_batches(len(images), self.micro_batch_size)
+        several = self.processes.count > 1
+        combination = Combination(self.processes, self.model, micro_batches=len(parts)) if several else None
+        totals = torch.zeros(2, dtype=torch.float64, device=images.device)
+        for part in self.processes.share(parts):
+            totals += self._learn(images[part], labels[part], preprocess, batch_size=len(images))
+        if combination is not None:
+            combination.add_up(totals)
         for optimizer in self.optimizers:
             optimizer.step()
-        return loss_sum, correct
+        loss_sum, correct = totals.tolist()
+        return loss_sum, int(correct)
+
+    def _learn(
+        self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor], *, batch_size: int
+    ) -> Tensor:
+        """Add the gradients of one micro-batch; float64 `[2]`: its summed loss and right answers, not waited for."""
+        with self.compute.autocast():
+            logits = self.model(preprocess(images).contiguous(memory_format=self.compute.memory_format))
+        loss = self.loss(logits.float(), labels, self.label_smoothing)
+        (loss / batch_size).backward()
+        return torch.stack((loss.detach().double(), (logits.argmax(1) == labels).sum().double()))
 
     def clear_gradients(self) -> None:
         """Called before a step and not after one, so that the last gradients can be looked at."""

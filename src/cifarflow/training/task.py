@@ -1,6 +1,6 @@
 """What is trained, on what, and how: params turned into objects, once, before the loop starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from cifarflow.config.schema import ModelConfig, TrainConfig
 from cifarflow.data.augment import Augmentation
-from cifarflow.data.batches import BatchPlan
+from cifarflow.data.batches import BatchPlan, micro_batches
 from cifarflow.data.packed import DatasetInfo, read_dataset, read_split
+from cifarflow.errors import ConfigError
 from cifarflow.models import create_model
 from cifarflow.models.preprocess import Preprocess
 from cifarflow.training.hardware import ComputePlan
+from cifarflow.training.processes import Processes
 from cifarflow.workspace import Workspace
 
 WHITENING_PICTURES = 5000
@@ -44,19 +46,32 @@ class Task:
     dataset: DatasetInfo
     batches: BatchPlan
     augmentation: Augmentation
+    processes: Processes = field(default_factory=Processes)
 
     @classmethod
-    def load(cls, config: TrainConfig, *, seed: int, compute: ComputePlan, workspace: Workspace) -> "Task":
-        """Read what `prepare` made. Raises MissingInputError."""
+    def load(
+        cls,
+        config: TrainConfig,
+        *,
+        seed: int,
+        compute: ComputePlan,
+        workspace: Workspace,
+        processes: Processes | None = None,
+    ) -> "Task":
+        """Read what `prepare` made. Raises MissingInputError, and ConfigError when there are too many processes."""
         train = Pictures.load(workspace.split("train"), compute.device)
+        batches = BatchPlan(count=len(train.labels), batch_size=config.batch_size, seed=seed)
+        processes = processes or Processes()
+        _check_share(processes, batches, config)
         return cls(
             config=config,
             compute=compute,
             train=train,
             validation=Pictures.load(workspace.split("validation"), compute.device),
             dataset=read_dataset(workspace.dataset),
-            batches=BatchPlan(count=len(train.labels), batch_size=config.batch_size, seed=seed),
+            batches=batches,
             augmentation=Augmentation(**config.augment.model_dump(), seed=seed),
+            processes=processes,
         )
 
     @property
@@ -70,6 +85,10 @@ class Task:
             if progress < stage.until:
                 return min(stage.pixels, self.dataset.image_size)
         return self.dataset.image_size
+
+    def averages_at(self, step: int) -> bool:
+        """Whether the weights after `step` steps go into their average."""
+        return step > self.config.averaging.start * self.total_steps
 
     def preprocess(self, pixels: int) -> Preprocess:
         scale = Preprocess(mean=self.dataset.mean, std=self.dataset.std, image_size=pixels)
@@ -91,3 +110,14 @@ class Task:
                 self.preprocess(self.dataset.image_size)(self.train.images[:WHITENING_PICTURES])
             )
         return model
+
+
+def _check_share(processes: Processes, batches: BatchPlan, config: TrainConfig) -> None:
+    """Every process needs a micro-batch of its own in every batch."""
+    parts = len(micro_batches(batches.count // batches.steps_per_epoch, config.micro_batch_size))
+    if parts < processes.count:
+        raise ConfigError(
+            f"params.yaml: train.launch starts {processes.count} processes, but a batch of {config.batch_size} has "
+            f"{parts} micro-batch(es) of at most {config.micro_batch_size}. Lower train.micro_batch_size, or start "
+            "fewer."
+        )

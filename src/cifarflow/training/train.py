@@ -1,32 +1,32 @@
 """The train stage as one call: from a task to a model on disk."""
 
-from functools import partial
 from typing import Any
 
-from cifarflow.config.schema import ModelConfig, TensorboardConfig
+from cifarflow.config.schema import ModelConfig
 from cifarflow.models.bundle import ModelDescription, save_model
-from cifarflow.tracking.tracker import Tracker
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
-from cifarflow.training.report import report_epoch, show_task, train_metrics
+from cifarflow.training.report import Recorder, train_metrics
 from cifarflow.training.task import Task
 from cifarflow.workspace import Workspace
 
 
-def train(  # noqa: PLR0913 - the loop's collaborators, each once
+def train(
     task: Task,
     model_config: ModelConfig,
     *,
     seed: int,
     checkpoints: Checkpoints,
-    tracker: Tracker,
-    views: TensorboardConfig,
-    workspace: Workspace,
+    recorder: Recorder | None = None,
 ) -> Fit:
-    """Train from the last checkpoint, or from fresh weights, to the end; reports every epoch to `tracker`."""
+    """Train from the last checkpoint, or from fresh weights, to the end.
+
+    Every epoch goes to `recorder`; of several processes, only the main one has it.
+    """
     model = task.new_model(model_config, seed=seed)
-    show_task(task, model, tracker=tracker, pictures=views.pictures, graph=views.graph)
-    on_epoch = partial(report_epoch, tracker=tracker, history=workspace.history, histograms=views.histograms)
+    if recorder is not None:
+        recorder.start(task, model)
+    on_epoch = recorder.epoch if recorder is not None else lambda state: None
     fit = Fit.start(task, model, checkpoints=checkpoints, on_epoch=on_epoch)
     fit.run()
     return fit
@@ -47,7 +47,7 @@ def save_trained(
         run_key=run_key,
     )
     save_model(
-        fit.state.model, description, weights=workspace.model_weights, target=workspace.model_description
+        fit.state.result, description, weights=workspace.model_weights, target=workspace.model_description
     )
     fit.checkpoints.discard()
     return train_metrics(fit.state, fit.task)

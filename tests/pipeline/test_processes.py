@@ -1,0 +1,97 @@
+"""One network trained by several processes of the real torchrun: the same result, and a stop that loses nothing."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.support.pipeline import Checkout, make_checkout
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="torchrun's store does not work on Windows"),
+]
+TORCHRUN = "torchrun --standalone --nproc-per-node 2"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    checkout = make_checkout(tmp_path_factory.mktemp("processes") / "checkout")
+    checkout.run("cifarflow", "recipe", "shapes")
+    checkout.set_params(
+        train__epochs="2",
+        train__batch_size="64",
+        train__micro_batch_size="13",
+        train__precision="fp32",
+        data__shapes__train_count="400",
+        data__shapes__test_count="100",
+        tracking__mlflow__enabled="false",
+    )
+    checkout.dvc("repro", "train")
+    return checkout
+
+
+def history(checkout: Checkout) -> list[dict[str, float]]:
+    """plots/history.csv without what a clock says."""
+    with checkout.workspace.history.open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+def test_the_number_of_processes_changes_no_more_than_the_order_of_additions(checkout: Checkout) -> None:
+    """Of the five micro-batches of a step, one process has two and the other three."""
+    alone, alone_history = load_file(checkout.workspace.model_weights), history(checkout)
+    checkout.set_params(train__launch=TORCHRUN)
+    outcome = checkout.dvc("repro", "train")
+    assert "Traceback" not in outcome.output
+    together = load_file(checkout.workspace.model_weights)
+    assert together.keys() == alone.keys()
+    for name, tensor in alone.items():
+        # The first steps agree to 1e-6; training multiplies what rounding left.
+        assert (together[name] - tensor).abs().max() <= 2e-3 * tensor.abs().max(), name
+    for row, reference in zip(history(checkout), alone_history, strict=True):
+        assert row == pytest.approx(reference, rel=5e-3, abs=0.02)
+
+
+def test_too_many_processes_are_refused_with_both_numbers(checkout: Checkout) -> None:
+    checkout.set_params(train__launch=TORCHRUN, train__micro_batch_size="64")
+    outcome = checkout.dvc("repro", "train", expect=None)
+    assert outcome.code != 0
+    assert "2 processes, but a batch of 64 has 1 micro-batch(es) of at most 64" in outcome.output
+    checkout.set_params(train__micro_batch_size="13")
+
+
+def test_processes_that_are_interrupted_save_once_and_go_on(checkout: Checkout) -> None:
+    checkout.set_params(train__launch=TORCHRUN, train__epochs="60")
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(checkout.root / "src"),
+    }
+    command = [*TORCHRUN.split(), "stages/train.py"]
+    with subprocess.Popen(
+        command,
+        cwd=checkout.root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        first = next(line for line in process.stdout if line.startswith("epoch"))
+        os.killpg(process.pid, signal.SIGINT)
+        start = time.monotonic()
+        rest = process.stdout.read()
+    assert process.returncode != 0
+    assert time.monotonic() - start < 30, "torchrun had to kill its processes"
+    assert "stopped after step" in rest, first + rest
+    outcome = checkout.dvc("repro", "train")
+    assert "going on from step" in outcome.output
+    assert [row["epoch"] for row in history(checkout)] == list(range(1, 61))
