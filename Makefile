@@ -1,6 +1,6 @@
 # `make` lists the targets. uv makes the environment by itself.
 .DEFAULT_GOAL := help
-.PHONY: help check lint types contracts test bench-recipe
+.PHONY: help check lint types contracts test bench bench-quick bench-recipe
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,12 @@ contracts:  ## who may import whom
 
 test:  ## every test
 	uv run pytest
+
+bench:  ## every benchmark, up to 75 minutes on 2 cores; writes docs/benchmarks.md
+	uv run python -m benchmarks
+
+bench-quick:  ## every benchmark with few rounds, under 5 minutes; writes docs/benchmarks.md and says so in it
+	uv run python -m benchmarks --quick
 
 bench-recipe:  ## seconds of the default recipe over those of the public 94 % record, steps alternating
 	uv run python -m benchmarks.recipe_time

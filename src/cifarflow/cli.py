@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cifarflow.inference.predictor import Prediction, Predictor
 
 FAILED = errors.CifarflowError.exit_code
+MODEL_MEMORY_BYTES = 1280 << 20  # vgg16, the largest network here, takes 600 MiB
 PICTURE_SUFFIXES = {
     ".jpg",
     ".jpeg",
@@ -121,9 +122,9 @@ def _predict(options: argparse.Namespace) -> int:
 
     if options.model is not None and not options.model.is_file():
         raise errors.CheckpointError(
-            f"--model {options.model}: there is no such file. Give the path of an .onnx file."
+            f"--model {errors.printable(str(options.model))}: there is no such file. Give the path of an .onnx file."
         )
-    predictor = Predictor(options.model or _workspace().onnx_model)
+    predictor = Predictor(options.model or _workspace().onnx_model, memory_bytes=MODEL_MEMORY_BYTES)
     paths = [path for argument in options.pictures for path in _pictures_in(argument)]
     layout = _as_json if options.json else _table_row(paths, predictor.classes)
     code = 0
@@ -132,14 +133,14 @@ def _predict(options: argparse.Namespace) -> int:
             print(layout(path, _classify(predictor, path, top=options.top)))
         except errors.DataIntegrityError as error:
             sys.stdout.flush()
-            print(f"error: {error}", file=sys.stderr)
+            print(errors.printable(f"error: {error}"), file=sys.stderr)
             code = FAILED
     return code
 
 
 def _pictures_in(path: Path) -> Iterator[Path]:
     """The path itself; of a folder the pictures in and below it, sorted, without hidden ones."""
-    if not path.is_dir():
+    if not _is_folder(path):
         yield path
         return
     inside = sorted(inner.relative_to(path) for inner in path.rglob("*") if inner.is_file())
@@ -148,24 +149,35 @@ def _pictures_in(path: Path) -> Iterator[Path]:
     yield from (path / inner for inner in pictures) if pictures else [path]
 
 
+def _is_folder(path: Path) -> bool:
+    """False also where nobody may look or no path can be: reading it as a picture gives the reason."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
 def _classify(predictor: "Predictor", path: Path, *, top: int) -> "list[Prediction]":
-    if path.is_dir():
+    if _is_folder(path):
         raise errors.DataIntegrityError(f"{path} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}).")
     return predictor.classify(path, top=top)
 
 
 def _table_row(paths: Sequence[Path], classes: Sequence[str]) -> "Callable[[Path, list[Prediction]], str]":
     """One line a picture, its classes in columns: it can be printed as soon as it is known."""
-    path_width = max(len(str(path)) for path in paths)
-    label_width = max(map(len, classes))
+    path_width = max(len(errors.printable(str(path))) for path in paths)
+    label_width = max(len(errors.printable(name)) for name in classes)
 
     def row(path: Path, answers: "list[Prediction]") -> str:
-        cells = [f"{answer.label:<{label_width}} {answer.probability:>6.1%}" for answer in answers]
-        return "   ".join([f"{path!s:<{path_width}}", *cells])
+        cells = [
+            f"{errors.printable(answer.label):<{label_width}} {answer.probability:>6.1%}"
+            for answer in answers
+        ]
+        return "   ".join([f"{errors.printable(str(path)):<{path_width}}", *cells])
 
     return row
 

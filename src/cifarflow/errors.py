@@ -78,6 +78,11 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"Did you mean {close[0]!r}? " if close else ""
 
 
+def printable(text: str) -> str:
+    """`text` as one line that no terminal obeys: line breaks, colours and invisible characters are spelt out."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Run `main`, turn what a user can cause into one line on stderr, and return the exit code.
 
@@ -86,7 +91,7 @@ def run(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except CifarflowError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
@@ -94,7 +99,7 @@ def run(main: Callable[[], int | None]) -> int:
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRNOS:
             raise
-        print(f"error: {_describe(error)}", file=sys.stderr)
+        print(printable(f"error: {_describe(error)}"), file=sys.stderr)
         return CifarflowError.exit_code
 
 
@@ -106,6 +111,10 @@ _ENVIRONMENT_ERRNOS = {
     errno.EPERM,
     errno.EFBIG,
     errno.EIO,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
 }
 
 
@@ -113,6 +122,6 @@ def _describe(error: OSError) -> str:
     where = f" {error.filename}" if error.filename else " an output file"
     return (
         f"cannot write or read{where}: {error.strerror}. "
-        "Free some space or mend the permissions, then run the same command again; "
+        "Free some space, or mend the path or its permissions, then run the same command again; "
         "`uv run dvc checkout` brings the last good outputs back."
     )

@@ -58,7 +58,7 @@ def read_json(path: Path) -> Any:
     """Raises DataIntegrityError when the file is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataIntegrityError(
             f"{path} is not valid JSON: {error}. Delete it and run the stage again."
         ) from None
@@ -75,7 +75,11 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Raises DataIntegrityError when the file is truncated or is no safetensors file."""
     try:
         return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
+    except (
+        safetensors.SafetensorError,
+        AttributeError,
+        TypeError,
+    ) as error:  # the latter: a type NumPy lacks
         raise DataIntegrityError(f"{path} is broken: {error}. Delete it and run the stage again.") from None
 
 

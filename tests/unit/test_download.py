@@ -288,3 +288,37 @@ def test_redirect_from_https_to_http_is_refused(tmp_path: Path, monkeypatch: pyt
 
 def test_secrets_of_an_address_are_not_shown() -> None:
     assert without_secrets("https://me:pw@host:8/a.gz?token=1") == "https://host:8/a.gz"
+
+
+NONSENSE = [
+    b"HTTP/1.1 302 Found\r\nLocation: http://[::1\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: \xff\xfe\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: http://x:99999999/\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n" + BODY[:50],
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + BODY[:50],
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n",
+    b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+    b"HTTP/1.1 999999 OK\r\n\r\n",
+    b"hello\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("answer", NONSENSE, ids=lambda answer: repr(answer[:60]))
+def test_a_nonsensical_answer_is_a_reason(tmp_path: Path, answer: bytes) -> None:
+    def raw(handler: Handler) -> None:
+        handler.wfile.write(answer)
+        handler.close_connection = True
+
+    with serving(raw) as (url, _), pytest.raises(AddressError):
+        get(url, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[", "http://\ud800/", "http://a\0b/", "http://x:99999999/", "http://\u2100.com/", "http://"],
+)
+def test_an_address_that_cannot_be_is_a_reason(tmp_path: Path, url: str) -> None:
+    without_secrets(url)
+    with pytest.raises(AddressError):
+        get(url, tmp_path)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cifarflow.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
-from cifarflow.data.augment import GREY, Augmentation, _gather, _windows
+from cifarflow.data.augment import GREY, Augmentation, all_windows, gather, take_windows
 from cifarflow.data.batches import BatchPlan, micro_batches
 from cifarflow.data.randomness import generator
 from cifarflow.training.losses import LOSSES
@@ -168,7 +168,8 @@ def augmented(images: torch.Tensor, *, epoch: int = 0, step: int = 0, **options:
         **{"flip": "none", "translate_pixels": 0, "cutout_pixels": 0, "brightness": 0.0, "contrast": 0.0},
         **{"seed": 1, **options},
     }
-    return Augmentation(**settings)(images, torch.arange(len(images)), epoch=epoch, step=step)  # pyright: ignore
+    varied = Augmentation(images=images, **settings)  # pyright: ignore[reportArgumentType]
+    return varied(torch.arange(len(images)), epoch=epoch, step=step)
 
 
 def test_no_augmentation_changes_nothing() -> None:
@@ -203,8 +204,8 @@ def test_processor_and_gpu_move_pixels_in_the_same_way(reach: int) -> None:
     images, indices = pictures(40), torch.randperm(40)[:25]
     rows, columns = torch.randint(-reach, reach + 1, (2, 25))
     mirrored = torch.arange(25) % 3 == 0
-    by_copies = _windows(images, indices, rows, columns, mirrored, reach=reach)
-    assert torch.equal(by_copies, _gather(images, indices, rows, columns, mirrored))
+    by_copies = take_windows(all_windows(images.numpy(), reach), indices, rows, columns, mirrored)
+    assert torch.equal(by_copies, gather(images, indices, rows, columns, mirrored))
     assert not torch.equal(by_copies, images[indices])
 
 

@@ -7,11 +7,15 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from cifarflow.config.schema import Config
-from cifarflow.errors import ConfigError, did_you_mean
+from cifarflow.errors import ConfigError, did_you_mean, printable
 
-MAX_FILE_BYTES = 1 << 20
+MAX_CHARACTERS = 1 << 18
+MAX_DEPTH = 20
+SHOWN_FAULTS = 20
+MAX_LINE = 500
 
 
 def load_config(path: Path) -> Config:
@@ -23,34 +27,64 @@ def load_config(path: Path) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        faults = [_describe(fault) for fault in error.errors(include_url=False)]
-        head = f"{path.name} has {len(faults)} fault{'s' if len(faults) > 1 else ''}:"
+        count = error.error_count()
+        faults = [
+            printable(_describe(fault))[:MAX_LINE] for fault in error.errors(include_url=False)[:SHOWN_FAULTS]
+        ]
+        more = [f"... and {count - SHOWN_FAULTS} more"] if count > SHOWN_FAULTS else []
+        head = f"{path.name} has {count} fault{'s' if count > 1 else ''}:"
         hint = "Mend the file, or put a whole recipe in place: `uv run cifarflow recipe NAME`."
-        raise ConfigError("\n  ".join([head, *faults]) + f"\n{hint}") from None
+        raise ConfigError("\n  ".join([head, *faults, *more]) + f"\n{hint}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML 1.2 mapping; no tags, no doubled keys, no aliases (a page of them can ask for gigabytes)."""
+    """A YAML 1.2 mapping; no tags, no doubled keys, no aliases (a page of them can ask for gigabytes).
+
+    Raises ConfigError on everything else, in a time and memory that MAX_CHARACTERS and MAX_DEPTH bound.
+    """
+    text = _read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        for fault in _forbidden(text):
+            raise ConfigError(f"{path} {fault}")
+        tree = YAML(typ="safe", pure=True).load(text)
+    except ConfigError:
+        raise
+    except (
+        Exception
+    ) as error:  # on hostile scalars the reader raises nearly anything: KeyError, OverflowError ...
+        reason = str(error) if isinstance(error, (YAMLError, ValueError)) else repr(error)
+        raise ConfigError(f"{path} is not valid YAML 1.2: {printable(' '.join(reason.split()))}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}.")
+    return tree
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise ConfigError(
             f"{path} does not exist. Run from the project's folder, or `uv run cifarflow recipe cifar94`."
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from None
-    if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path} has {len(text)} characters; at most {MAX_FILE_BYTES} are read.")
-    reader = YAML(typ="safe", pure=True)
-    try:
-        if any(event.__class__.__name__ == "AliasEvent" for event in YAML(typ="safe", pure=True).parse(text)):
-            raise ConfigError(f"{path} uses a YAML alias (*name), which is not allowed. Write the value out.")
-        tree = reader.load(text)
-    except (YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid YAML 1.2: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}.")
-    return tree
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"{path} is too long: at most {MAX_CHARACTERS:,} characters are read.")
+    return text
+
+
+def _forbidden(text: str) -> Iterator[str]:
+    """What no params file needs, found event by event, so that the reader never builds it."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, AliasEvent):
+            yield "uses a YAML alias (*name), which is not allowed. Write the value out."
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            yield f"is nested more than {MAX_DEPTH} levels deep. Remove the inner brackets or sections."
 
 
 def _describe(fault: Any) -> str:
@@ -73,7 +107,10 @@ def _describe(fault: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of thousands of digits, such as a hexadecimal one
+        return "a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

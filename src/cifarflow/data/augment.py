@@ -1,6 +1,6 @@
 """Augmentation of whole batches of stored bytes: shift and mirror, then cutout."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,12 +9,16 @@ from torch import Tensor
 from cifarflow.data.randomness import generator
 
 GREY = 128
+WINDOWS_LIMIT_BYTES = 1 << 30
+"""Up to this size, padded copies of all pictures and of their mirror images are held in memory."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Augmentation:
-    """How training pictures are varied; `seed` and the epoch and step given later decide every draw."""
+    """A split of training pictures, varied; `seed` and the epoch and step given later decide every draw."""
 
+    images: Tensor
+    """uint8 `[N, H, W, 3]`."""
     flip: str
     """`none`, `random`, or `alternating`: a picture is mirrored every other epoch, starting at random (Jordan 2024,
     arXiv:2404.00498, section 3.6), so that two epochs show both sides of each picture."""
@@ -23,17 +27,23 @@ class Augmentation:
     brightness: float
     contrast: float
     seed: int
+    _windows: np.ndarray | None = field(init=False, repr=False)
 
-    def __call__(self, images: Tensor, indices: Tensor, *, epoch: int, step: int) -> Tensor:
-        """The pictures `indices` (int64 `[B]`) of `images` (uint8 `[N, H, W, 3]`), augmented: uint8 `[B, H, W, 3]`."""
+    def __post_init__(self) -> None:
+        fits = 2 * self.images.numel() <= WINDOWS_LIMIT_BYTES
+        on_cpu = self.images.device.type == "cpu"
+        self._windows = all_windows(self.images.numpy(), self.translate_pixels) if on_cpu and fits else None
+
+    def __call__(self, indices: Tensor, *, epoch: int, step: int) -> Tensor:
+        """The pictures `indices` (int64 `[B]`), augmented: uint8 `[B, H, W, 3]`."""
         random = generator("augment", self.seed, epoch, step)
         rows = self._shift(len(indices), random)
         columns = self._shift(len(indices), random)
-        mirrored = self._mirrored(len(images), indices, epoch, random)
-        if images.device.type == "cpu":
-            batch = _windows(images, indices, rows, columns, mirrored, reach=self.translate_pixels)
+        mirrored = self._mirrored(indices, epoch, random)
+        if self._windows is not None:
+            batch = take_windows(self._windows, indices, rows, columns, mirrored)
         else:
-            batch = _gather(images, indices, rows, columns, mirrored)
+            batch = gather(self.images, indices, rows, columns, mirrored)
         if self.brightness or self.contrast:
             batch = _lit(batch, random, brightness=self.brightness, contrast=self.contrast)
         return _cut_out(batch, self.cutout_pixels, random) if self.cutout_pixels else batch
@@ -43,18 +53,21 @@ class Augmentation:
         reach = self.translate_pixels
         return torch.randint(-reach, reach + 1, (count, 1), generator=random).squeeze(1)
 
-    def _mirrored(self, count: int, indices: Tensor, epoch: int, random: torch.Generator) -> Tensor:
+    def _mirrored(self, indices: Tensor, epoch: int, random: torch.Generator) -> Tensor:
         """bool `[B]`: which pictures of the batch are mirrored."""
         if self.flip == "none":
             return torch.zeros(len(indices), dtype=torch.bool)
         if self.flip == "random":
             return torch.randint(2, (len(indices),), generator=random).bool()
-        first_side = torch.randint(2, (count,), generator=generator("flip", self.seed))
+        first_side = torch.randint(2, (len(self.images),), generator=generator("flip", self.seed))
         return (first_side[indices.cpu()] + epoch) % 2 == 1
 
 
-def _gather(images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, mirrored: Tensor) -> Tensor:
-    """One gather of pixels: quick on a GPU, where each thread moves one; edges are mirrored."""
+def gather(images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, mirrored: Tensor) -> Tensor:
+    """Pictures shifted by `rows` and `columns` (int64 `[B]`), edges mirrored, then turned left to right where asked.
+
+    One gather of pixels: quick on a GPU, where each thread moves one.
+    """
     device = images.device
     height, width = images.shape[1:3]
     y, x = _positions(height, rows), _positions(width, columns)
@@ -69,23 +82,29 @@ def _positions(size: int, shift: Tensor) -> Tensor:
     return torch.where(position < size, position, 2 * (size - 1) - position)
 
 
-def _windows(
-    images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, mirrored: Tensor, *, reach: int
+def all_windows(images: np.ndarray, reach: int) -> np.ndarray:
+    """Each shift of each picture and its mirror image, `[2, N, 2r + 1, 2r + 1, H, W * 3]`: a view of padded copies."""
+    count, height, width, channels = images.shape
+    padding = ((0, 0), (reach, reach), (reach, reach), (0, 0))
+    sides = np.empty((2, count, height + 2 * reach, width + 2 * reach, channels), dtype=images.dtype)
+    sides[0] = np.pad(images, padding, mode="reflect") if reach else images
+    sides[1] = sides[0, :, :, ::-1]
+    side, picture, row, column, byte = sides.strides
+    shape = (2, count, 2 * reach + 1, 2 * reach + 1, height, width * channels)
+    return np.lib.stride_tricks.as_strided(
+        sides, shape, (side, picture, row, column, row, byte), writeable=False
+    )
+
+
+def take_windows(
+    windows: np.ndarray, indices: Tensor, rows: Tensor, columns: Tensor, mirrored: Tensor
 ) -> Tensor:
-    """What `_gather` gives, by copies of whole rows of bytes: ten times as quick on a processor."""
-    batch = images.numpy()[indices.numpy()]
-    count, height, width, channels = batch.shape
-    if reach:
-        padded = np.pad(batch, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="reflect")
-        picture, row, column, byte = padded.strides
-        shape = (count, 2 * reach + 1, 2 * reach + 1, height, width * channels)
-        places = np.lib.stride_tricks.as_strided(padded, shape, (picture, row, column, row, byte))
-        batch = places[np.arange(count), rows.numpy() + reach, columns.numpy() + reach]
-    flat = batch.reshape(count, height, width * channels)
-    reversed_bytes = np.arange(width * channels).reshape(width, channels)[::-1].ravel()
-    chosen = mirrored.numpy()
-    flat[chosen] = flat[chosen].take(reversed_bytes, axis=2)
-    return torch.from_numpy(flat.reshape(count, height, width, channels))
+    """What `gather` gives, out of `all_windows`: a picture is H runs of W * 3 bytes, not H * W * 3 addresses."""
+    reach, (height, width) = windows.shape[2] // 2, windows.shape[4:]
+    # In the mirror image, a shift to the right is one to the left.
+    x = torch.where(mirrored, -columns, columns) + reach
+    chosen = windows[mirrored.long().numpy(), indices.numpy(), (rows + reach).numpy(), x.numpy()]
+    return torch.from_numpy(chosen.reshape(len(indices), height, width // 3, 3))
 
 
 def _lit(batch: Tensor, random: torch.Generator, *, brightness: float, contrast: float) -> Tensor:

@@ -43,7 +43,7 @@ class PartFile:
 
     @classmethod
     def of(cls, url: str, folder: Path) -> "PartFile":
-        key = hashlib.sha256(url.encode()).hexdigest()[:16]
+        key = hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()[:16]
         return cls(path=folder / f"{key}.part", mark=folder / f"{key}.json")
 
     def size(self) -> int:
@@ -67,12 +67,15 @@ class PartFile:
 
 
 def is_url(address: str) -> bool:
-    return urlsplit(address).scheme.lower() in ("http", "https")
+    return address.partition(":")[0].lower() in ("http", "https")
 
 
 def without_secrets(url: str) -> str:
     """The address as it may be shown: no user, password or query."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"{url.partition(':')[0]}://..."
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
@@ -99,6 +102,8 @@ def download(url: str, folder: Path, *, progress: Progress, patience: Patience) 
                 raise AddressError(f"{what} for {waited:g} s") from None
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 raise AddressError(_innermost(error)) from None
+            except ValueError as error:  # a redirect to what is no address, a length of thousands of digits
+                raise AddressError(f"answered nonsense: {error}") from None
     raise AddressError(f"the connection was cut {patience.attempts} times")
 
 

@@ -1,6 +1,7 @@
 """One way from a picture file to pixels, for the preflight, the packed data set and the predictor alike."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,11 @@ from cifarflow.errors import DataIntegrityError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 # At this size Pillow itself begins to warn of decompression bombs; 3 bytes a pixel make it 256 MiB.
 MAX_PIXELS = 89_478_485
+MAX_SIDE = 65_535  # that of a JPEG
 MAX_BYTES = 256 << 20
+STRIP_PIXELS = 1 << 22
+# A graph holds several float copies of what it is given, 36 bytes a pixel.
+MAX_GRAPH_SIDE = 2048
 
 
 def read_picture(source: Path | bytes, *, name: str) -> np.ndarray:
@@ -24,9 +29,13 @@ def read_picture(source: Path | bytes, *, name: str) -> np.ndarray:
     """
     content = source if isinstance(source, bytes) else picture_bytes(source, name=name)
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_size(image, name=name)
-            return np.array(_as_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, which does not change the pixels
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                _check_size(image, name=name)
+                ImageOps.exif_transpose(image, in_place=True)
+                return _pixels(image)
     except DataIntegrityError:
         raise
     except UnidentifiedImageError:
@@ -34,8 +43,19 @@ def read_picture(source: Path | bytes, *, name: str) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataIntegrityError(f"{name} has more than {MAX_PIXELS:,} pixels. Scale it down.") from None
     except Exception as error:  # on broken bytes decoders raise nearly anything: OSError, SyntaxError ...
-        reason = str(error) or type(error).__name__
-        raise DataIntegrityError(f"{name} is broken: {reason}. Save it anew or remove it.") from error
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DataIntegrityError(f"{name} is broken: {reason}. Save it anew or remove it.") from None
+
+
+def fit_for_graph(picture: np.ndarray) -> np.ndarray:
+    """A picture of at most MAX_GRAPH_SIDE pixels a side: each longer side is averaged down, apart from the other.
+
+    The graph scales both sides to a few hundred pixels, so it sees no difference.
+    """
+    height, width = (min(side, MAX_GRAPH_SIDE) for side in picture.shape[:2])
+    if (height, width) == picture.shape[:2]:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
 
 
 def picture_bytes(path: Path, *, name: str) -> bytes:
@@ -51,9 +71,23 @@ def picture_bytes(path: Path, *, name: str) -> bytes:
 
 
 def _check_size(image: Image.Image, *, name: str) -> None:
-    if image.width * image.height > MAX_PIXELS:
+    # OpenJPEG takes 24 bytes a pixel of its own.
+    most = MAX_PIXELS // 2 if image.format == "JPEG2000" else MAX_PIXELS
+    if image.width * image.height > most:
         size = f"{image.width} x {image.height}"
-        raise DataIntegrityError(f"{name} is {size}, more than {MAX_PIXELS:,} pixels. Scale it down.")
+        raise DataIntegrityError(f"{name} is {size}, more than {most:,} pixels. Scale it down.")
+    if max(image.size) > MAX_SIDE:
+        raise DataIntegrityError(f"{name} is {max(image.size):,} pixels long; at most {MAX_SIDE:,} are read.")
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """In strips: the steps between a large picture and its pixels would take several times its size at once."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    step = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        rows = slice(top, min(top + step, image.height))
+        pixels[rows] = np.asarray(_as_rgb(image.crop((0, rows.start, image.width, rows.stop))))
+    return pixels
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -69,8 +103,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """The upper eight of sixteen bits; Pillow's own conversion would clip everything above 255 to white."""
-    levels = np.asarray(image).astype(np.int64)
-    return Image.fromarray(np.clip(levels >> 8, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
 
 
 def _guess(content: bytes) -> str:

@@ -13,6 +13,8 @@ from cifarflow import files
 from cifarflow.errors import CheckpointError, MissingInputError
 from cifarflow.models import create_model
 
+MAX_IMAGE_SIZE = 4096  # pixels; of the sizes that params.yaml allows, the largest is 512
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelDescription:
@@ -28,8 +30,14 @@ class ModelDescription:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "ModelDescription":
+        """Raises KeyError or TypeError when `content` is not a description."""
         lists = {name: tuple(content[name]) for name in ("classes", "mean", "std")}
-        return cls(**{**content, **lists})
+        facts = cls(**{**content, **lists})
+        if not isinstance(facts.architecture, str) or not isinstance(facts.options, dict):
+            raise TypeError("`architecture` must be a name and `options` a mapping")
+        if type(facts.image_size) is not int or not 1 <= facts.image_size <= MAX_IMAGE_SIZE:
+            raise TypeError(f"`image_size` must be a whole number from 1 to {MAX_IMAGE_SIZE}")
+        return facts
 
 
 def save_model(model: nn.Module, description: ModelDescription, *, weights: Path, target: Path) -> None:
@@ -54,16 +62,18 @@ def load_model(weights: Path, description: Path) -> tuple[nn.Module, ModelDescri
         raise CheckpointError(
             f"{weights} and {description} cannot be read: {error}. Run `uv run dvc checkout`."
         ) from None
-    with torch.random.fork_rng(devices=[]):
-        model = create_model(
-            facts.architecture,
-            num_classes=len(facts.classes),
-            image_size=facts.image_size,
-            **_offline(facts.options),
-        )
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        with torch.device(
+            "meta"
+        ):  # shapes only: nothing is drawn or allocated before the weights are known to fit
+            model = create_model(
+                facts.architecture,
+                num_classes=len(facts.classes),
+                image_size=facts.image_size,
+                **_offline(facts.options),
+            )
+        model.load_state_dict(state, assign=True)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{weights} does not fit the network in {description}: {error}") from None
     return model.eval(), facts
 

@@ -55,13 +55,10 @@ class Checkpoints:
     def load(self) -> dict[str, Any] | None:
         """The newest state that is whole, or None; a broken file is passed over with a warning."""
         for path in self._newest_first():
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
-                logger.warning("checkpoint %s is damaged; the one before it is used", path)
-                continue
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if state["format"] == FORMAT:
+            state = _read(path)
+            if isinstance(state, dict) and state.get("format") == FORMAT:
                 return state
+            logger.warning("checkpoint %s is damaged; the one before it is used", path)
         return None
 
     def discard(self) -> None:
@@ -70,3 +67,16 @@ class Checkpoints:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*-*.pt"), reverse=True)
+
+
+def _read(path: Path) -> Any:
+    """What a checkpoint holds, or None when its bytes are not those that were written or hold more than data."""
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
+        return None
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # a forged one: torch refuses code and nonsense, in a dozen different ways
+        return None

@@ -79,7 +79,7 @@ class Fit:
             schedule_groups(
                 state.optimizers, progress=state.step / task.total_steps, factor=self._learning_rate_factor
             )
-            images = task.augmentation(task.train.images, indices, epoch=epoch, step=state.step)
+            images = task.augmentation(indices, epoch=epoch, step=state.step)
             labels = task.train.labels[indices.to(images.device)]
             self.step.clear_gradients()
             loss_sum, correct = self.step(images, labels, task.preprocess(task.pixels_at(state.step)))

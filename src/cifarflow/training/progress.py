@@ -51,5 +51,7 @@ def training_progress(
         yield TrainingProgress(total_steps, None, stream)
         return
     columns = (TextColumn("train"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+    console = Console(file=stream)
+    # Ten pictures a second, the default, would cost a percent of a core.
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
         yield TrainingProgress(total_steps, bar, stream)

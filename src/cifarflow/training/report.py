@@ -54,7 +54,7 @@ class Recorder:
         tensorboard, images = self.tracker.tensorboard, task.train.images
         if self.views.pictures:
             first = torch.arange(min(self.views.pictures, len(images)))
-            augmented = task.augmentation(images, first, epoch=0, step=0)
+            augmented = task.augmentation(first, epoch=0, step=0)
             tensorboard.pictures("pictures/before", images[first].cpu().numpy(), step=0)
             tensorboard.pictures("pictures/augmented", augmented.cpu().numpy(), step=0)
         if self.views.graph:

@@ -70,7 +70,7 @@ class Task:
             validation=Pictures.load(workspace.split("validation"), compute.device),
             dataset=read_dataset(workspace.dataset),
             batches=batches,
-            augmentation=Augmentation(**config.augment.model_dump(), seed=seed),
+            augmentation=Augmentation(images=train.images, **config.augment.model_dump(), seed=seed),
             processes=processes,
         )
 

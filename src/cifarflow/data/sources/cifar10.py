@@ -16,7 +16,7 @@ from cifarflow.data.archive import Published, check_content, extract_verified
 from cifarflow.data.downloading import AddressError, download, is_url, without_secrets
 from cifarflow.data.raw import RawDataset
 from cifarflow.data.sources.source import FetchContext, ReadContext
-from cifarflow.errors import DataIntegrityError, DownloadError, MissingInputError
+from cifarflow.errors import DataIntegrityError, DownloadError, MissingInputError, printable
 
 FOLDER = "cifar-10-batches-py"
 VARIABLE = "CIFAR10_ARCHIVE"
@@ -108,7 +108,10 @@ def _local_path(address: str, home: Path) -> Path | None:
     """The file that a path (relative to the repository) or a file:// address means; None for a URL."""
     if is_url(address):
         return None
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # such as file://[
+        return home / address
     text = url2pathname(parts.path) if parts.scheme == "file" else address
     return home / Path(text).expanduser()
 
@@ -130,7 +133,7 @@ def _from_first(archive: str, *, context: FetchContext, folder: Path) -> str:
             _from_url(url, context=context, folder=folder)
             return without_secrets(url)
         except (AddressError, DataIntegrityError) as error:
-            reasons.append(f"{without_secrets(url)}: {error}")
+            reasons.append(printable(f"{without_secrets(url)}: {error}"))
     raise DownloadError(
         "\n  ".join(["no address gave CIFAR-10:", *reasons])
         + "\nTry again (a broken download goes on where it stopped), or get cifar-10-python.tar.gz in "

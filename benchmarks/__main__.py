@@ -1,0 +1,93 @@
+"""Run every benchmark, each in a process of its own, one after another, and write docs/benchmarks.md.
+
+uv run python -m benchmarks            # up to 75 minutes on 2 cores
+uv run python -m benchmarks --quick    # under 5 minutes: all of them, with few rounds
+"""
+
+import argparse
+import datetime
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.report import Run, facts, page
+from benchmarks.result import Result
+from benchmarks.setting import PROJECT
+from cifarflow import files
+from cifarflow.provenance import git_state
+
+BENCHMARKS = (
+    "recipe_time",
+    "arithmetic",
+    "course_epoch",
+    "augmentation",
+    "overhead",
+    "processes",
+    "memory",
+    "stages_time",
+)
+PAGE = PROJECT / "docs" / "benchmarks.md"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few rounds; the page says so")
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="print these, write no page"
+    )
+    parser.add_argument(
+        "--page", type=Path, default=PAGE, help="where to write the page (default docs/benchmarks.md)"
+    )
+    arguments = parser.parse_args()
+    known = facts(date=datetime.date.today().isoformat(), commit=commit_text())
+    options = ["--quick"] if arguments.quick else []
+    runs = [run([sys.executable, "-m", f"benchmarks.{name}", *options], name=name) for name in arguments.only]
+    if tuple(arguments.only) == BENCHMARKS:
+        files.write_text(arguments.page, page(runs, facts=known, quick=arguments.quick))
+        print(f"wrote {arguments.page}")
+    failed = [one.name for one in runs if one.result is None]
+    if failed:
+        print(f"not measured: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run(command: list[str], *, name: str) -> Run:
+    """Run one benchmark, showing what it says; a failure is a Run without a result."""
+    print(f"== {name}", flush=True)
+    start, lines = time.monotonic(), []
+    with subprocess.Popen(
+        [*command, "--json"],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            print(line, end="", flush=True)
+    result = take_result(lines) if process.returncode == 0 else None
+    return Run(name=name, output="".join(lines), seconds=time.monotonic() - start, result=result)
+
+
+def take_result(lines: list[str]) -> Result | None:
+    """The result among the lines, taken out of them; a library may still have warned behind it."""
+    for line in reversed(lines):
+        if line.startswith("{"):
+            lines.remove(line)
+            return Result.from_json(line)
+    return None
+
+
+def commit_text() -> str:
+    commit, dirty = git_state(PROJECT)
+    return f"{commit[:12]}{', with changes that are not in it' if dirty else ''}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The command line that every benchmark has."""
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.result import Result
+from cifarflow.provenance import processor_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """How much time to spend."""
+
+    rounds: int
+    quick: bool
+    """Whether to see that it works and get a first figure, rather than one to quote."""
+
+
+def run(
+    measure: Callable[[Effort], Result], *, description: str | None, rounds: int, quick_rounds: int
+) -> None:
+    """Measure as the command line says; the result is the last line, in words or (`--json`) as JSON."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, help=f"rounds of turns (default {rounds}, or {quick_rounds})"
+    )
+    parser.add_argument("--quick", action="store_true", help=f"{quick_rounds} round(s) and less of each")
+    parser.add_argument("--json", action="store_true", help="end with the result as a line of JSON")
+    arguments = parser.parse_args()
+    chosen = arguments.rounds or (quick_rounds if arguments.quick else rounds)
+    print(f"{processor_name()}, {processors()} processors, {chosen} round(s){', quick' * arguments.quick}")
+    result = measure(Effort(rounds=chosen, quick=arguments.quick))
+    print(result.sentence)
+    if arguments.json:
+        print(result.to_json())
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} rounds measure nothing; give 1 or more")
+    return number

@@ -1,0 +1,247 @@
+"""Seconds an epoch of the course's network in cifarflow's loop over those of the course's own plain loop.
+
+Both train the same network from the same weights on the same pictures, batch 64, SGD 0.01, on one machine in turns of
+some steps: cifarflow by its real `Fit.run` (in the precision and layout that it chooses here), the course by a Dataset
+of PIL pictures, ToTensor, DataLoader(batch_size=64, shuffle=True) and float32. The course does not normalise, so mean
+and spread are set to 0 and 1 here: then the loss curves can be compared, seed by seed.
+
+    uv run python -m benchmarks.course_epoch
+"""
+
+import contextlib
+import io
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import ToTensor
+
+from benchmarks import command
+from benchmarks.command import Effort
+from benchmarks.pairs import ratios
+from benchmarks.pictures import CLASSES, training_pictures
+from benchmarks.result import Result, Spread
+from benchmarks.setting import recipe_on_cpu
+from cifarflow.config import Config
+from cifarflow.data.augment import Augmentation
+from cifarflow.data.batches import BatchPlan
+from cifarflow.data.packed import DatasetInfo, Split
+from cifarflow.training.checkpoint import Checkpoints
+from cifarflow.training.fit import Fit
+from cifarflow.training.hardware import plan_compute
+from cifarflow.training.task import Pictures, Task
+
+GOAL = 0.2
+BATCH_SIZE, LEARNING_RATE = 64, 0.01
+STEPS_AN_EPOCH = math.ceil(50_000 / BATCH_SIZE)
+T_99_PERCENT = {2: 9.92, 3: 5.84, 4: 4.60, 5: 4.03, 6: 3.71, 7: 3.50}
+"""Student's t by degrees of freedom: how many standard errors chance alone exceeds in one of 100 comparisons."""
+
+
+class PilPictures(Dataset[tuple[Tensor, int]]):
+    """What torchvision.datasets.CIFAR10 is once it is loaded: an array, and a PIL picture made at each access."""
+
+    def __init__(self, split: Split) -> None:
+        self.images, self.labels = split.images, split.labels.tolist()
+        self.transform = ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def course_network() -> nn.Sequential:
+    """Three 5x5 convolutions with pooling and two linear layers, as the course writes it."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1024, 64),
+        nn.Linear(64, 10),
+    )
+
+
+@dataclass(slots=True)
+class Side:
+    """What one side's turns found: seconds, and the mean loss a picture."""
+
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+class CourseLoop:
+    """The course's training loop, some steps at a time."""
+
+    def __init__(self, split: Split, weights: dict[str, Tensor], *, seed: int) -> None:
+        self.network = course_network()
+        self.network.load_state_dict(weights)
+        self.loss = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=LEARNING_RATE)
+        generator = torch.Generator().manual_seed(seed)
+        loader = DataLoader(PilPictures(split), batch_size=BATCH_SIZE, shuffle=True, generator=generator)
+        self.batches = iter(loader)
+        self.side = Side()
+
+    def take(self, steps: int) -> None:
+        start, loss_sum = time.perf_counter(), 0.0
+        for _ in range(steps):
+            images, targets = next(self.batches)
+            loss = self.loss(self.network(images), targets)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            loss_sum += loss.item()
+        self.side.seconds.append(time.perf_counter() - start)
+        self.side.losses.append(loss_sum / steps)
+
+
+class Turns(Checkpoints):
+    """Stands where the loop asks after every step whether to save; there the other side gets its turns.
+
+    Nothing in `Fit.run` has to be rebuilt for it: what is timed between two turns is the real loop.
+    """
+
+    def __init__(self, length: int, other: Callable[[], None]) -> None:
+        super().__init__(Path("never"), math.inf)
+        self.length, self.other = length, other
+        self.side = Side()
+        self.fit: Fit | None = None
+        self._steps, self._loss_sum, self._seen = 0, 0.0, 0
+        self._start = time.perf_counter()
+
+    def begin(self, fit: Fit) -> None:
+        self.fit, self._start = fit, time.perf_counter()
+
+    def is_due(self) -> bool:
+        self._steps += 1
+        if self._steps % self.length == 0:
+            self.side.seconds.append(time.perf_counter() - self._start)
+            assert self.fit is not None
+            state = self.fit.state
+            self.side.losses.append((state.loss_sum - self._loss_sum) / (state.seen - self._seen))
+            self._loss_sum, self._seen = state.loss_sum, state.seen
+            self.other()
+            self._start = time.perf_counter()
+        return False
+
+
+def measure(effort: Effort) -> Result:
+    config = recipe_on_cpu("tudui")
+    origin = training_pictures(config)
+    steps, length = (100, 50) if effort.quick else (700, 100)
+    train_both(config, origin.split, seed=0, steps=10, length=10)  # what the first steps of a process pay
+    pairs = [
+        train_both(config, origin.split, seed=seed, steps=steps, length=length)
+        for seed in range(1, effort.rounds + 1)
+    ]
+    print(f"{origin.text}; {torch.get_num_threads()} threads, torch {torch.__version__}")
+    ours, course = ([time for pair in pairs for time in pair[side].seconds] for side in (0, 1))
+    epochs = [Spread.of(t * STEPS_AN_EPOCH / length for t in times) for times in (ours, course)]
+    print(f"seconds an epoch of {STEPS_AN_EPOCH} steps, from {len(ours)} turns of {length} steps a side:")
+    print(f"cifarflow {epochs[0]}, the course's loop {epochs[1]}")
+    spread = Spread.of(ratios(ours, course))
+    return Result(
+        name="epoch of the course's network",
+        against="the course's loop (PIL pictures, DataLoader, fp32)",
+        goal=GOAL,
+        at_least=False,
+        unit="x",
+        value=epochs[0].median / epochs[1].median,
+        low=spread.low,
+        high=spread.high,
+        rounds=len(ours),
+        note=compare_losses(pairs) + ("" if origin.real else "; random pictures"),
+    )
+
+
+def train_both(config: Config, split: Split, *, seed: int, steps: int, length: int) -> tuple[Side, Side]:
+    """Train one seed on both sides, `length` steps a turn: cifarflow's side and the course's."""
+    task = course_task(config, split, steps=steps, seed=seed)
+    network = task.new_model(config.model, seed=seed)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    course = CourseLoop(split, weights, seed=seed)
+    turns = Turns(length, lambda: course.take(length))
+    fit = Fit.start(task, network, checkpoints=turns, on_epoch=lambda _: None)
+    turns.begin(fit)
+    with contextlib.redirect_stdout(io.StringIO()):  # its line an epoch
+        fit.run()
+    return turns.side, course.side
+
+
+def course_task(config: Config, split: Split, *, steps: int, seed: int) -> Task:
+    """The recipe's task for its first `steps` steps, over pictures in [0, 1] as the course has them."""
+    pictures = Pictures(images=torch.from_numpy(split.images), labels=torch.from_numpy(split.labels))
+    few = Pictures(images=pictures.images[:BATCH_SIZE], labels=pictures.labels[:BATCH_SIZE])
+    batches = BatchPlan(count=len(pictures.labels), batch_size=BATCH_SIZE, seed=seed)
+    train = config.train.model_copy(update={"epochs": steps / batches.steps_per_epoch})
+    return Task(
+        config=train,
+        compute=plan_compute(train),
+        train=pictures,
+        validation=few,
+        dataset=DatasetInfo(
+            source="course",
+            classes=CLASSES,
+            image_size=split.images.shape[1],
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            counts={},
+            digests={},
+            validation_indices_digest=None,
+        ),
+        batches=batches,
+        augmentation=Augmentation(images=pictures.images, **train.augment.model_dump(), seed=seed),
+    )
+
+
+def compare_losses(pairs: list[tuple[Side, Side]]) -> str:
+    """Print both loss curves over the seeds; in words, whether they are one curve within what seeds scatter."""
+    print("| turn | loss, cifarflow | loss, course | difference over seeds: mean, standard error |")
+    print("|---|---|---|---|")
+    for turn in range(len(pairs[0][0].losses)):
+        ours, course = ([pair[side].losses[turn] for pair in pairs] for side in (0, 1))
+        print(f"| {turn + 1} | {np.mean(ours):.4f} | {np.mean(course):.4f} | {_difference(ours, course)} |")
+    ours, course = ([statistics.fmean(pair[side].losses) for pair in pairs] for side in (0, 1))
+    print(f"| all | {np.mean(ours):.4f} | {np.mean(course):.4f} | {_difference(ours, course)} |")
+    if len(pairs) < 3:
+        return f"{len(pairs)} seeds are too few to compare loss curves"
+    verdict = "equal within noise" if equal_within_noise(ours, course) else "DIFFER beyond noise"
+    return f"loss curves {verdict}: mean difference {_difference(ours, course)} over {len(pairs)} seeds"
+
+
+def equal_within_noise(ours: Sequence[float], course: Sequence[float]) -> bool:
+    """Whether the mean difference of three pairs or more is one that seeds alone would make."""
+    mean, error = _mean_and_error(ours, course)
+    limit = T_99_PERCENT.get(len(ours) - 1, min(T_99_PERCENT.values()))
+    return abs(mean) <= limit * error
+
+
+def _difference(ours: Sequence[float], course: Sequence[float]) -> str:
+    if len(ours) == 1:
+        return f"{ours[0] - course[0]:+.4f}"
+    mean, error = _mean_and_error(ours, course)
+    return f"{mean:+.4f} ± {error:.4f}"
+
+
+def _mean_and_error(ours: Sequence[float], course: Sequence[float]) -> tuple[float, float]:
+    """Of the differences, pair by pair: their mean and its standard error."""
+    differences = [a - b for a, b in zip(ours, course, strict=True)]
+    return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+if __name__ == "__main__":
+    command.run(measure, description=__doc__, rounds=5, quick_rounds=2)

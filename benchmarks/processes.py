@@ -1,0 +1,92 @@
+"""Training by 2 processes (torchrun, gloo, half of the processors each) against 1 process with all of them.
+
+Both take the same steps of the default recipe: the same batch of the same pictures, by cifarflow's own Step. Each turn
+starts its processes anew, lets a step of each kind pass and times the next ones. The figure is the efficiency: pictures
+a second of two processes over those of one, over the recipe's whole schedule.
+
+    uv run python -m benchmarks.processes
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from benchmarks import command
+from benchmarks.command import Effort, processors
+from benchmarks.pairs import alternate, ratios, seconds_of
+from benchmarks.recipe_time import new_fit, our_schedule, our_steps, random_task, training_seconds
+from benchmarks.result import Result, Spread
+from benchmarks.setting import PROJECT, recipe_on_cpu
+from cifarflow.training.processes import joined
+
+GOAL = 0.9
+PROCESSES = 2
+STEPS_A_KIND, STEPS_A_KIND_QUICK = 3, 1
+MODULE = "benchmarks.processes"
+TURN = "--turn"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES))
+
+
+def measure(effort: Effort) -> Result:
+    if processors() < PROCESSES:
+        raise SystemExit(f"{processors()} processor(s) cannot run {PROCESSES} processes side by side")
+    steps = STEPS_A_KIND_QUICK if effort.quick else STEPS_A_KIND
+    turn = ["-m", MODULE, TURN, str(steps)]
+    sides = {
+        "1 process": lambda: pictures_a_second([sys.executable, *turn]),
+        "2 processes": lambda: pictures_a_second([sys.executable, *TORCHRUN, *turn]),
+    }
+    rates = alternate(sides, rounds=effort.rounds)
+    for side, values in rates.items():
+        print(f"{side}: {Spread.of(values)} pictures a second")
+    efficiency = Spread.of(ratios(rates["2 processes"], rates["1 process"]))
+    return Result(
+        name="training by 2 processes, pictures a second",
+        against=f"1 process with {processors()} threads, same batch",
+        goal=GOAL,
+        at_least=True,
+        unit="x",
+        value=efficiency.median,
+        low=efficiency.low,
+        high=efficiency.high,
+        rounds=effort.rounds,
+    )
+
+
+def pictures_a_second(program: Sequence[str]) -> float:
+    """What the processes of one turn say; raises RuntimeError with their output when they fail."""
+    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or len(lines) != 1:
+        raise RuntimeError(f"{' '.join(program)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return json.loads(lines[0])["pictures_a_second"]
+
+
+def take_turn(steps: int) -> None:
+    """In each process of a turn: time the recipe's kinds of steps together; the main one says the rate."""
+    with joined() as processes:
+        if processes.count == 1:
+            torch.set_num_threads(processors())
+        config = recipe_on_cpu("cifar94")
+        torch.manual_seed(0)  # the same random pictures in every process
+        task = replace(random_task(config), processes=processes)
+        seconds = {}
+        for kind, step in our_steps(new_fit(task, config), config).items():
+            step()
+            seconds[kind] = [seconds_of(step) for _ in range(steps)]
+        if processes.is_main:
+            schedule = our_schedule(task, config)
+            pictures = schedule.total() * len(task.batches.batches(0)[0])
+            rate = pictures / training_seconds(seconds, schedule)
+            print(json.dumps({"pictures_a_second": rate, "threads": torch.get_num_threads()}), flush=True)
+
+
+if __name__ == "__main__":
+    if TURN in sys.argv:
+        take_turn(int(sys.argv[-1]))
+    else:
+        command.run(measure, description=__doc__, rounds=5, quick_rounds=1)

@@ -1,0 +1,125 @@
+"""docs/benchmarks.md from what the benchmarks found, and from what is known of machine and versions."""
+
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+from benchmarks.command import processors
+from benchmarks.result import Result
+from cifarflow.provenance import processor_name
+from cifarflow.training.hardware import BF16_UNITS
+
+VERSIONS = ("torch", "torchvision", "numpy", "mlflow", "onnxruntime")
+GIB = 1 << 30
+HEAD = "| what | against | goal | measured: median (min to max, rounds) | met? |\n|---|---|---|---|---|"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One benchmark's process: its full output, and its result unless it failed."""
+
+    name: str
+    output: str
+    seconds: float
+    result: Result | None
+
+
+@dataclass(frozen=True, slots=True)
+class ByHand:
+    """A row for a machine that is not this one, with the command that measures it there."""
+
+    what: str
+    against: str
+    command: str
+
+
+ON_A_GPU = (
+    ByHand(
+        "training time of the default recipe on a GPU",
+        "the same on this processor",
+        "uv run dvc exp run -S train.device=cuda",
+    ),
+    ByHand(
+        "training by 2 GPUs",
+        "1 GPU",
+        "uv run dvc exp run -S train.device=cuda -S 'train.launch=torchrun --standalone --nproc-per-node 2'",
+    ),
+)
+"""Both leave `seconds` and `images_per_second` in metrics/train.json."""
+
+
+def page(runs: Sequence[Run], *, facts: Mapping[str, str], quick: bool) -> str:
+    """The whole page: facts, one table, then each output."""
+    parts = [
+        "# Benchmarks",
+        "Written by `uv run python -m benchmarks`, not by hand. Both sides of a ratio were measured in turns in one "
+        "run, since the machine may have had other work. Min and max are those of single rounds.",
+    ]
+    if quick:
+        parts.append(
+            "**This page is of `--quick`: few rounds, shorter turns. It shows that everything runs; its figures are "
+            "not to be quoted.** Nothing is left out."
+        )
+    parts.append("\n".join(f"* {name}: {value}" for name, value in facts.items()))
+    parts.append("\n".join([HEAD, *map(run_row, runs), *map(by_hand_row, ON_A_GPU)]))
+    notes = [f"* {run.result.name}: {run.result.note}." for run in runs if run.result and run.result.note]
+    if notes:
+        parts.append("\n".join(notes))
+    parts += [section(run) for run in runs]
+    return "\n\n".join(parts) + "\n"
+
+
+def run_row(run: Run) -> str:
+    if run.result is None:
+        reason = next(reversed([line for line in run.output.splitlines() if line.strip()]), "no output")
+        return row(f"`{run.name}`", "", "", f"not measured: {reason}", "")
+    found = run.result
+    return row(
+        found.name, found.against, found.goal_text, found.measured_text, "yes" if found.met else "**no**"
+    )
+
+
+def by_hand_row(entry: ByHand) -> str:
+    return row(entry.what, entry.against, "none set", f"not measured yet: `{entry.command}`", "")
+
+
+def row(*cells: str) -> str:
+    """A table's row; a bar inside a cell would end it."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def section(run: Run) -> str:
+    """The output as it was printed, in a fence longer than any inside it."""
+    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall(r"`+", run.output)), default=0))
+    lines = f"`uv run python -m benchmarks.{run.name}`, {run.seconds:.0f} s:"
+    return f"## {run.name}\n\n{lines}\n\n{fence}text\n{run.output.strip()}\n{fence}"
+
+
+def facts(*, date: str, commit: str) -> dict[str, str]:
+    """What a reader has to know of this machine and its software."""
+    return {
+        "date": date,
+        "commit": commit,
+        "processor": processor_name(),
+        "processors used": str(processors()),
+        "memory": memory_text(),
+        "bf16 units": ", ".join(bf16_units()) or "none",
+        "load average at the start": ", ".join(f"{load:.1f}" for load in os.getloadavg())
+        + " (1, 5, 15 minutes)",
+        "system": f"{platform.platform(terse=True)}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS),
+    }
+
+
+def bf16_units() -> Iterable[str]:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not there in torch 2.11
+    return [name for name in BF16_UNITS if capabilities.get(name)]
+
+
+def memory_text() -> str:
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB:.1f} GiB"
