@@ -1,6 +1,6 @@
 # `make` lists the targets. uv makes the environment by itself.
 .DEFAULT_GOAL := help
-.PHONY: help check lint types contracts test bench bench-quick bench-recipe
+.PHONY: help check lint types contracts test torture bench bench-quick bench-recipe
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ contracts:  ## who may import whom
 
 test:  ## every test
 	uv run pytest
+
+torture:  ## 100 kills of the pipeline at random moments, an hour and more; prints what came of them
+	CIFARFLOW_KILLS=100 CIFARFLOW_KILLS_SEED=$$(date +%s) uv run pytest -n0 -s tests/pipeline/test_kills.py
 
 bench:  ## every benchmark, up to 75 minutes on 2 cores; writes docs/benchmarks.md
 	uv run python -m benchmarks

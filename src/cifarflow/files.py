@@ -79,7 +79,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         safetensors.SafetensorError,
         AttributeError,
         TypeError,
-    ) as error:  # the latter: a type NumPy lacks
+    ) as error:  # the last two: a type NumPy lacks
         raise DataIntegrityError(f"{path} is broken: {error}. Delete it and run the stage again.") from None
 
 

@@ -49,9 +49,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = YAML(typ="safe", pure=True).load(text)
     except ConfigError:
         raise
-    except (
-        Exception
-    ) as error:  # on hostile scalars the reader raises nearly anything: KeyError, OverflowError ...
+    except Exception as error:  # on hostile scalars the reader raises nearly anything
         reason = str(error) if isinstance(error, (YAMLError, ValueError)) else repr(error)
         raise ConfigError(f"{path} is not valid YAML 1.2: {printable(' '.join(reason.split()))}") from None
     if not isinstance(tree, dict):

@@ -56,9 +56,7 @@ def extract_verified(archive: Path, folder: Path, *, prefix: str, published: Map
         raise _not_whole(archive, error) from None
     except (DataIntegrityError, OSError):
         raise
-    except (
-        Exception
-    ) as error:  # on broken headers tarfile raises nearly anything: IndexError, RecursionError ...
+    except Exception as error:  # on broken headers tarfile raises nearly anything
         raise _not_whole(archive, error) from None
     if missing:
         raise DataIntegrityError(f"{archive} lacks {', '.join(f'{prefix}/{name}' for name in missing)}.")
