@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from cifarflow import files
 from cifarflow.config import read_yaml
 from tests.support.pipeline import Checkout, make_checkout
 
@@ -116,20 +117,39 @@ def note(tally: Tally, log: Path) -> None:
     tally.resumed += "going on from step" in text
 
 
+def wait_for_a_moment(
+    process: subprocess.Popen[bytes],
+    log: Path,
+    chance: random.Random,
+    *,
+    seconds: float,
+    train_seconds: float,
+) -> None:
+    """Wait for a random part of the whole, or, every other time, of training. Raises TimeoutExpired: kill it now."""
+    if chance.random() < 0.5:
+        process.wait(chance.uniform(0, seconds))
+        return
+    while "epoch" not in log.read_text() and process.poll() is None:
+        time.sleep(0.02)
+    process.wait(chance.uniform(0, train_seconds))
+
+
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(checkout: Checkout, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     start = time.monotonic()
     assert repro(checkout, log).wait() == 0, log.read_text()
     seconds = time.monotonic() - start
     expected = outputs(checkout)
+    train_seconds = files.read_json(checkout.workspace.metrics("train"))["seconds"]
     check_whole(checkout, expected, log)
     forget(checkout)
     chance, tally = random.Random(SEED), Tally()
     while True:
         process = repro(checkout, log)
         try:
-            may_end = None if tally.kills >= KILLS else chance.uniform(0, seconds)
-            assert process.wait(may_end) == 0, log.read_text()
+            if tally.kills < KILLS:
+                wait_for_a_moment(process, log, chance, seconds=seconds, train_seconds=train_seconds)
+            assert process.wait() == 0, log.read_text()
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
