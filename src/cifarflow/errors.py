@@ -12,11 +12,15 @@ CifarflowError                exit code 2
 +-- TrackingError             the tracking store cannot be used
 """
 
+import contextlib
 import difflib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 
 class CifarflowError(Exception):
@@ -86,10 +90,12 @@ def printable(text: str) -> str:
 def run(main: Callable[[], int | None]) -> int:
     """Run `main`, turn what a user can cause into one line on stderr, and return the exit code.
 
-    Bugs of our own keep their traceback: hiding it would only cost the reader time.
+    Bugs of our own keep their traceback: hiding it would only cost the reader time. SIGTERM counts as Ctrl-C, so that
+    whoever tracks the stage hears of its end.
     """
     try:
-        return main() or 0
+        with _sigterm_as_ctrl_c():
+            return main() or 0
     except CifarflowError as error:
         print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
         return error.exit_code
@@ -101,6 +107,22 @@ def run(main: Callable[[], int | None]) -> int:
             raise
         print(printable(f"error: {_describe(error)}"), file=sys.stderr)
         return CifarflowError.exit_code
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt("stopped by SIGTERM; run the same command again")
 
 
 _ENVIRONMENT_ERRNOS = {

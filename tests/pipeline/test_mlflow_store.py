@@ -294,6 +294,24 @@ def test_a_run_says_running_while_its_stage_runs(workspace: Workspace) -> None:
     assert store.run().info.status == "FINISHED"
 
 
+def test_a_second_process_on_the_same_record_is_refused_and_the_first_goes_on(workspace: Workspace) -> None:
+    state = PipelineState(identity=identity(), params={}, tags={})
+    config = tracking()
+    with open_tracker("train", state, tracking=config, workspace=workspace) as tracker:
+        tracker.metrics({"train_loss": 1.0}, step=0)
+        with (
+            pytest.raises(TrackingError, match=r"another process runs train .*Wait until it is done"),
+            open_tracker("train", state, tracking=config, workspace=workspace),
+        ):
+            pass
+        tracker.metrics({"train_loss": 0.5}, step=1)
+    with open_tracker("train", state, tracking=config, workspace=workspace) as tracker:
+        tracker.metrics({"train_loss": 0.25}, step=2)
+    (journal,) = all_journals(workspace)
+    steps = [event["step"] for event in journal.events() if event["kind"] == "metrics"]
+    assert steps == [0, 1, 2]
+
+
 def test_sync_twice_changes_nothing(workspace: Workspace, onnx_file: Path) -> None:
     train(workspace, identity())
     export(workspace, identity(), onnx_file)

@@ -1,6 +1,8 @@
 """Errors, files, registry, workspace: what everything else stands on."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,28 @@ def raising(error: BaseException) -> int:
 def test_a_users_fault_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert raising(ConfigError("epochs must be positive")) == 2
     assert capsys.readouterr().err == "error: epochs must be positive\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process can catch")
+def test_sigterm_ends_a_process_as_ctrl_c_does_with_everything_closed() -> None:
+    script = (
+        "import contextlib, sys, time\nfrom cifarflow import errors\n"
+        "def main():\n"
+        "    with contextlib.ExitStack() as stack:\n"
+        "        stack.callback(print, 'closed', flush=True)\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "sys.exit(errors.run(main))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "closed\n")
+    assert err == "stopped by SIGTERM; run the same command again\n"
 
 
 def test_a_full_disk_names_the_file_and_the_way_back(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from cifarflow.config.schema import MlflowConfig, TrackingConfig
+from cifarflow.errors import TrackingError
 from cifarflow.tracking.identity import EXPERIMENT_TAG, PipelineState
-from cifarflow.tracking.journal import JournalWriter, journal_of, journals_of
+from cifarflow.tracking.journal import Journal, JournalWriter, journal_of, journals_of
 from cifarflow.tracking.mlflow_tracker import MlflowTracker, is_server, without_password
 from cifarflow.tracking.sender import Sender
 from cifarflow.tracking.tensorboard import TensorboardView
@@ -51,8 +54,35 @@ class Tracker:
 def open_tracker(
     stage: str, state: PipelineState, *, tracking: TrackingConfig, workspace: Workspace
 ) -> Iterator[Tracker]:
-    """The tracker of one stage; its run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C, SIGTERM)."""
-    writer = JournalWriter(journal_of(workspace, stage, state.identity.stage_keys[stage]))
+    """The tracker of one stage; its run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C, SIGTERM).
+
+    Raises TrackingError when another process runs the same stage under the same key: one record has one writer.
+    """
+    journal = journal_of(workspace, stage, state.identity.stage_keys[stage])
+    with _sole_writer(journal, stage=stage):
+        yield from _open(journal, stage, state, tracking=tracking, workspace=workspace)
+
+
+@contextlib.contextmanager
+def _sole_writer(journal: Journal, *, stage: str) -> Iterator[None]:
+    """The lock goes with the process, killed or not."""
+    journal.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(journal.folder / "writer.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TrackingError(
+            f"another process runs {stage} with the same params, data and code ({journal.folder}). Wait until it is "
+            "done, then run the same command again: DVC takes the result out of its cache."
+        ) from None
+    with lock:
+        yield
+
+
+def _open(
+    journal: Journal, stage: str, state: PipelineState, *, tracking: TrackingConfig, workspace: Workspace
+) -> Iterator[Tracker]:
+    writer = JournalWriter(journal)
     tensorboard = _open_tensorboard(writer, tracking, workspace, state=state, stage=stage)
     writer.start(state, stage=stage)
     sender = _open_sender(tracking.mlflow, workspace, state=state) if tracking.mlflow.enabled else None
