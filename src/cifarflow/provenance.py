@@ -14,6 +14,7 @@ from cifarflow import files
 from cifarflow.config import Config, read_yaml
 from cifarflow.data.packed import DatasetInfo
 from cifarflow.tracking.identity import EXPERIMENT_TAG, DatasetRecord, PipelineState, RunIdentity
+from cifarflow.tracking.mlflow_tracker import without_password
 from cifarflow.tracking.tracker import Tracker, open_tracker
 from cifarflow.workspace import Workspace
 
@@ -40,7 +41,7 @@ def pipeline_state(
     """What one MLflow run stands for: a trained model under the present params, code and data."""
     return PipelineState(
         identity=run_identity(config, workspace, run_key=run_key),
-        params=config.flat(),
+        params=_public(config.flat()),
         tags={**machine_tags(workspace, os.environ), **tags},
         dataset=DatasetRecord(
             name=dataset.source,
@@ -49,6 +50,12 @@ def pipeline_state(
             counts={split: sum(by_class.values()) for split, by_class in dataset.counts.items()},
         ),
     )
+
+
+def _public(params: dict[str, Any]) -> dict[str, Any]:
+    """The params as others may see them: an address may hold a password."""
+    uri = params["tracking.mlflow.uri"]
+    return {**params, "tracking.mlflow.uri": uri and without_password(uri)}
 
 
 def train_key(

@@ -8,7 +8,15 @@ import pytest
 
 from cifarflow import files
 from cifarflow.config.schema import Config
-from cifarflow.provenance import code_digest, git_state, machine_tags, run_identity, train_key
+from cifarflow.data.packed import DatasetInfo
+from cifarflow.provenance import (
+    code_digest,
+    git_state,
+    machine_tags,
+    pipeline_state,
+    run_identity,
+    train_key,
+)
 from cifarflow.workspace import Workspace
 from tests.support.small import PROJECT, small_config
 
@@ -80,6 +88,24 @@ def test_tags_tell_of_code_and_machine(workspace: Workspace) -> None:
     assert tags["git.commit"] == "unknown"
     assert tags["version.torch"].startswith("2.")
     assert all(isinstance(value, str) for value in tags.values())
+
+
+def test_a_password_in_the_servers_address_is_not_recorded(workspace: Workspace) -> None:
+    config = small_config(tracking__mlflow__uri="https://me:secret@tracking.example/mlflow")
+    dataset = DatasetInfo(
+        source="shapes",
+        classes=("a", "b"),
+        image_size=16,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        counts={"train": {"a": 1, "b": 1}},
+        digests={"train": "x"},
+        validation_indices_digest=None,
+    )
+    state = pipeline_state(config, workspace, run_key="k", dataset=dataset, tags={})
+    assert state.params["tracking.mlflow.uri"] == "https://tracking.example/mlflow"
+    assert "secret" not in str(state)
+    assert state.params["train.epochs"] == config.train.epochs
 
 
 def test_git_state_of_the_project() -> None:
