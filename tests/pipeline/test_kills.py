@@ -1,8 +1,8 @@
 """`dvc repro` killed by SIGKILL at random moments and started again: it ends with the same bytes, no number is lost.
 
 `make torture` sets CIFARFLOW_KILLS=100 and prints what came of them. Not part of `uv run pytest` yet: of about
-fifteen kills, one left DVC 3.67.1 in a state in which the next repro ended with "failed to reproduce 'train': join() argument must be
-str, bytes, or os.PathLike object, not 'NoneType'". The cause is not found; docs/reliability.md says so.
+fifteen kills, one left DVC 3.67.1 in a state in which the next repro stopped with "failed to reproduce 'train': join()
+argument must be str, bytes, or os.PathLike object, not 'NoneType'". The cause is not found: docs/reliability.md.
 """
 
 import json
