@@ -2,7 +2,7 @@
 
 `make torture` sets CIFARFLOW_KILLS=100 and prints what came of them. Not part of `uv run pytest` yet: of about
 fifteen kills, one left DVC 3.67.1 in a state in which the next repro stopped with "failed to reproduce 'train': join()
-argument must be str, bytes, or os.PathLike object, not 'NoneType'". The cause is not found: docs/reliability.md.
+argument must be str, bytes, or os.PathLike object, not 'NoneType'". Cause and remedy are in docs/reliability.md.
 """
 
 import json
