@@ -75,8 +75,10 @@ def _sole_writer(journal: Journal, *, stage: str) -> Iterator[None]:
             f"another process runs {stage} with the same params, data and code ({journal.folder}). Wait until it is "
             "done, then run the same command again: DVC takes the result out of its cache."
         ) from None
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _open(
