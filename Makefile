@@ -21,7 +21,7 @@ contracts:  ## who may import whom
 test:  ## every test
 	uv run pytest
 
-torture:  ## 100 kills of the pipeline at random moments, half an hour; it can fail: docs/reliability.md
+torture:  ## 100 kills of the pipeline at random moments, half an hour
 	CIFARFLOW_KILLS=100 CIFARFLOW_KILLS_SEED=$$(date +%s) uv run pytest -n0 -s tests/pipeline/test_kills.py
 
 bench:  ## every benchmark, up to 75 minutes on 2 cores; writes docs/benchmarks.md

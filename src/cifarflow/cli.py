@@ -46,6 +46,10 @@ SYNC_EXAMPLES = """\
 examples:
   uv run cifarflow sync                            after a training without network, or after `dvc checkout`
 """
+MEND_EXAMPLES = """\
+examples:
+  uv run cifarflow mend                            after a kill, when `dvc repro` stops with an error of its own
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument("name", nargs="?", metavar="NAME", help="a recipe; the list of them when left out")
 
     add("sync", _sync, "send the trackers what they could not take while training", SYNC_EXAMPLES)
+    add("mend", _mend, "make good what a kill left broken in DVC's own files", MEND_EXAMPLES)
     return parser
 
 
@@ -187,7 +192,7 @@ def _as_json(path: Path, answers: "list[Prediction]") -> str:
     return json.dumps({"picture": str(path), "predictions": predictions})
 
 
-# recipe, sync -----------------------------------------------------------------------------------------------
+# recipe, sync, mend -----------------------------------------------------------------------------------------
 
 
 def _recipe(options: argparse.Namespace) -> int:
@@ -228,6 +233,17 @@ def _sync(options: argparse.Namespace) -> int:
     for failure in report.failures:
         print(f"error: {failure}", file=sys.stderr)
     return FAILED if report.failures else 0
+
+
+def _mend(options: argparse.Namespace) -> int:
+    from cifarflow.mend import mend
+
+    done = mend(_workspace().root)
+    for line in done or ["DVC's files are whole: nothing to mend."]:
+        print(line)
+    if done:
+        print("Next: `uv run dvc repro`.")
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ CifarflowError                exit code 2
 +-- TrainingError             training cannot go on (non-finite loss)
 +-- ExportParityError         PyTorch and the exported model disagree
 +-- TrackingError             the tracking store cannot be used
++-- DvcError                  DVC's own files cannot be used
 """
 
 import contextlib
@@ -74,6 +75,10 @@ class ExportParityError(CifarflowError):
 
 class TrackingError(CifarflowError):
     """The tracking store cannot be used."""
+
+
+class DvcError(CifarflowError):
+    """DVC's own files cannot be used."""
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
