@@ -108,8 +108,8 @@ def step_flops(fit: Fit, kind: Kind) -> int:
     step = replace(fit.step, optimizers=[])
     step.clear_gradients()
     with FlopCounterMode(display=False) as counter:
-        step(task.train.images[:count], task.train.labels[:count], task.preprocess(kind[1]))
-    return counter.get_total_flops() * len(task.batches.batches(0)[0]) // count
+        step(task.train.images[:count], task.train.labels[:count], task.preprocess(kind.pixels))
+    return counter.get_total_flops() * kind.pictures // count
 
 
 class ConvolutionLog(TorchDispatchMode):
@@ -184,16 +184,15 @@ def result(
     work = sum(schedule[kind] * step.flops for kind, step in steps.items()) / GIGA
     product = Spread.of(rate for rates in product_rates for rate in rates)
     alone = Spread.of(convolution_rates)
-    print("| what | pixels | first bias | GFLOP | GFLOP/s: median (min to max) |")
-    print("|---|---|---|---|---|")
+    print("| what | pixels | pictures | first bias | GFLOP | GFLOP/s: median (min to max) |")
+    print("|---|---|---|---|---|---|")
     for kind, step in steps.items():
-        bias = "yes" if kind[2] else "no"
-        print(
-            f"| step | {kind[1]} | {bias} | {step.flops / GIGA:.1f} | {Spread.of(step.rates(seconds[kind]))} |"
-        )
-    print(f"| matrix product {SIDE}^3 | | | {2 * SIDE**3 / GIGA:.1f} | {product} |")
+        bias = "yes" if kind.first_bias else "no"
+        cells = (kind.pixels, kind.pictures, bias, f"{step.flops / GIGA:.1f}")
+        print("| step |", " | ".join(map(str, cells)), f"| {Spread.of(step.rates(seconds[kind]))} |")
+    print(f"| matrix product {SIDE}^3 | | | | {2 * SIDE**3 / GIGA:.1f} | {product} |")
     shape = f"{list(layer.filters)} on {list(layer.input)}"
-    print(f"| convolution {shape} alone | | | {3 * layer.flops / GIGA:.1f} | {alone} |")
+    print(f"| convolution {shape} alone | | | | {3 * layer.flops / GIGA:.1f} | {alone} |")
     products = [sum(rates) / len(rates) for rates in zip(*product_rates, strict=True)]
     rounds = zip(seconds_a_round(seconds, schedule), products, strict=True)
     spread = Spread.of(work / time / rate for time, rate in rounds)

@@ -120,7 +120,7 @@ class Turns(Checkpoints):
         self.length, self.other = length, other
         self.side = Side()
         self.fit: Fit | None = None
-        self._steps, self._loss_sum, self._seen = 0, 0.0, 0
+        self._steps = 0
         self._start = time.perf_counter()
 
     def begin(self, fit: Fit) -> None:
@@ -131,12 +131,16 @@ class Turns(Checkpoints):
         if self._steps % self.length == 0:
             self.side.seconds.append(time.perf_counter() - self._start)
             assert self.fit is not None
-            state = self.fit.state
-            self.side.losses.append((state.loss_sum - self._loss_sum) / (state.seen - self._seen))
-            self._loss_sum, self._seen = state.loss_sum, state.seen
+            self.side.losses.append(self._mean_loss(self.fit))
             self.other()
             self._start = time.perf_counter()
         return False
+
+    def _mean_loss(self, fit: Fit) -> float:
+        """Of the pictures of this turn; the batches of an epoch share none, so each loss is still there."""
+        last = fit.state.step
+        turn = fit.task.batches.batches(0)[last - self.length : last]
+        return fit.state.difficulty.losses[torch.cat(turn)].mean().item()
 
 
 def measure(effort: Effort) -> Result:

@@ -154,6 +154,7 @@ def hard_task(config: Config, *, steps: int) -> Task:
     train = config.train.model_copy(
         update={
             "resolution": (ResolutionStep(until=0.9999, pixels=PIXELS),),
+            "selection": (),
             "optimizer": config.train.optimizer.model_copy(update={"muon": muon}),
             "averaging": config.train.averaging.model_copy(update={"start": 1.0}),
         }

@@ -80,7 +80,7 @@ def take_turn(steps: int) -> None:
             seconds[kind] = [seconds_of(step) for _ in range(steps)]
         if processes.is_main:
             schedule = our_schedule(task, config)
-            pictures = schedule.total() * len(task.batches.batches(0)[0])
+            pictures = sum(kind.pictures * steps for kind, steps in schedule.items())
             rate = pictures / training_seconds(seconds, schedule)
             print(json.dumps({"pictures_a_second": rate, "threads": torch.get_num_threads()}), flush=True)
 

@@ -10,6 +10,7 @@ schedule, of the median time of each kind of step. The pictures are random: the 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -30,8 +31,16 @@ from cifarflow.training.task import Pictures, Task
 
 GOAL = 0.65
 CLASSES = tuple("0123456789")
-Kind = tuple[str, int, bool]
-"""A kind of step: side, pixels, and whether the bias of the whitening layer is trained."""
+
+
+class Kind(NamedTuple):
+    """Steps that take the same time."""
+
+    side: str
+    pixels: int
+    first_bias: bool
+    """Whether the bias of the whitening layer is trained."""
+    pictures: int
 
 
 def measure(effort: Effort) -> Result:
@@ -95,23 +104,34 @@ def our_schedule(task: Task, config: Config) -> Counter[Kind]:
     """How many steps of each kind the default recipe takes."""
     until = config.train.optimizer.muon.input_bias_until
     total = task.total_steps
-    return Counter(("ours", task.pixels_at(step), step / total < until) for step in range(total))
+    drawn = len(task.batches.batches(0)[0])
+    return Counter(
+        Kind("ours", task.pixels_at(step), step / total < until, round(task.kept_at(step) * drawn))
+        for step in range(total)
+    )
 
 
 def reference_schedule() -> Counter[Kind]:
     early = airbench94.steps() * airbench94.WHITEN_BIAS_EPOCHS // airbench94.EPOCHS
-    return Counter({("record", 32, True): early, ("record", 32, False): airbench94.steps() - early})
+    late = airbench94.steps() - early
+    return Counter({reference_kind(first_bias=True): early, reference_kind(first_bias=False): late})
+
+
+def reference_kind(*, first_bias: bool) -> Kind:
+    return Kind("record", 32, first_bias, airbench94.BATCH_SIZE)
 
 
 def our_steps(fit: Fit, config: Config) -> dict[Kind, Callable[[], None]]:
     task = fit.task
-    batch = task.batches.batches(0)[0]
+    drawn = task.batches.batches(0)[0]
 
     def step(kind: Kind) -> None:
         freeze_as_in(kind, fit)
+        batch = fit.state.difficulty.hardest(drawn, kind.pictures / len(drawn))
         images = task.augmentation(batch, epoch=0, step=0)
         fit.step.clear_gradients()
-        fit.step(images, task.train.labels[batch], task.preprocess(kind[1]))
+        losses, right = fit.step(images, task.train.labels[batch], task.preprocess(kind.pixels))
+        fit.state.difficulty.learn(batch, losses, right)
         if config.train.averaging.start < 1:
             fit.state.average_weights()  # counted in every step, though the early ones do without
 
@@ -120,7 +140,7 @@ def our_steps(fit: Fit, config: Config) -> dict[Kind, Callable[[], None]]:
 
 def freeze_as_in(kind: Kind, fit: Fit) -> None:
     """Train or freeze the whitening layer's bias; the rate is next to nothing, so no weight runs away."""
-    schedule_groups(fit.state.optimizers, progress=0.0 if kind[2] else 0.999, factor=lambda _: 1e-6)
+    schedule_groups(fit.state.optimizers, progress=0.0 if kind.first_bias else 0.999, factor=lambda _: 1e-6)
 
 
 def reference_steps(task: Task) -> dict[Kind, Callable[[], None]]:
@@ -134,13 +154,13 @@ def reference_steps(task: Task) -> dict[Kind, Callable[[], None]]:
         reference.step(pixels, task.train.labels[batch], number=number)
 
     return {
-        ("record", 32, True): lambda: step(0),
-        ("record", 32, False): lambda: step(airbench94.steps() - 1),
+        reference_kind(first_bias=True): lambda: step(0),
+        reference_kind(first_bias=False): lambda: step(airbench94.steps() - 1),
     }
 
 
 def side_only(seconds: Mapping[Kind, list[float]], side: str) -> dict[Kind, list[float]]:
-    return {kind: times for kind, times in seconds.items() if kind[0] == side}
+    return {kind: times for kind, times in seconds.items() if kind.side == side}
 
 
 def training_seconds(seconds: Mapping[Kind, list[float]], schedule: Counter[Kind]) -> float:
@@ -159,11 +179,12 @@ def seconds_a_round(seconds: Mapping[Kind, list[float]], schedule: Counter[Kind]
 
 def report(seconds: Mapping[Kind, list[float]], schedule: Counter[Kind], config: Config) -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("| side | pixels | first bias | steps | seconds a step: median (min to max) |")
-    print("|---|---|---|---|---|")
+    print("| side | pixels | pictures | first bias | steps | seconds a step: median (min to max) |")
+    print("|---|---|---|---|---|---|")
     for kind, times in seconds.items():
-        side, pixels, bias = kind
-        print(f"| {side} | {pixels} | {'yes' if bias else 'no'} | {schedule[kind]} | {Spread.of(times)} |")
+        bias = "yes" if kind.first_bias else "no"
+        cells = (kind.side, kind.pixels, kind.pictures, bias, schedule[kind], Spread.of(times))
+        print("|", " | ".join(map(str, cells)), "|")
     for side, epochs in (("record", airbench94.EPOCHS), ("ours", config.train.epochs)):
         print(f"{side}: {training_seconds(side_only(seconds, side), schedule):.0f} s for {epochs:g} epochs")
 

@@ -139,7 +139,7 @@ def test_the_schedule_holds_every_step_of_the_recipe(tiny: Config) -> None:
     task = recipe_time.random_task(tiny, count=400)
     schedule = recipe_time.our_schedule(task, tiny)
     assert schedule.total() == task.total_steps == 105
-    assert {pixels for _, pixels, _ in schedule} == {20, 24, 32}
+    assert {kind.pixels for kind in schedule} == {20, 24, 32}
     seconds = {kind: [1.0, 2.0, 9.0] for kind in schedule}
     assert recipe_time.training_seconds(seconds, schedule) == 210.0
     assert recipe_time.seconds_a_round(seconds, schedule) == [105.0, 210.0, 945.0]
@@ -161,12 +161,16 @@ def test_operations_of_a_convolution_are_those_of_its_definition() -> None:
 def test_operations_of_a_step_are_counted_for_the_whole_batch(tiny: Config) -> None:
     task = recipe_time.random_task(tiny, count=400)
     fit = recipe_time.new_fit(task, tiny)
-    frozen, trained = (arithmetic.step_flops(fit, ("ours", 32, bias)) for bias in (False, True))
+    drawn = tiny.train.batch_size
+    frozen, trained = (
+        arithmetic.step_flops(fit, recipe_time.Kind("ours", 32, bias, drawn)) for bias in (False, True)
+    )
     assert trained > frozen, "the gradient at the whitening layer is work"
     whole = recipe_time.random_task(
         tiny.model_copy(update={"train": tiny.train.model_copy(update={"micro_batch_size": 40})}), count=400
     )
-    assert arithmetic.step_flops(recipe_time.new_fit(whole, tiny), ("ours", 32, False)) == frozen
+    kind = recipe_time.Kind("ours", 32, False, drawn)
+    assert arithmetic.step_flops(recipe_time.new_fit(whole, tiny), kind) == frozen
     forward = 2 * sum(layer.flops for layer in arithmetic.convolutions(fit))  # two micro-batches a batch
     assert 2 * forward < frozen < 3 * forward, (
         "no gradient at the pictures, the fixed filters and the first input"

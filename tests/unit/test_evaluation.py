@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cifarflow.evaluation import metrics
-from cifarflow.evaluation.predict import predict_logits
+from cifarflow.evaluation.predict import predict_logits, predict_views
 from cifarflow.evaluation.report import Evaluated, write_report
 from cifarflow.models.preprocess import Preprocess
 
@@ -47,13 +47,27 @@ def test_per_class_numbers_by_hand() -> None:
 def test_test_time_augmentation_averages_both_sides_and_shifts() -> None:
     images = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
     images[:, :, :4] = 255
-    predict = lambda **options: predict_logits(  # noqa: E731
-        LeftBrightness(), images, preprocess=raw_preprocess(), batch_size=2, **options
-    )
-    torch.testing.assert_close(predict(), torch.tensor([[1.0, 0.0]]))
-    torch.testing.assert_close(predict(flip=True), torch.tensor([[0.5, 0.5]]))
-    shifted = predict(shift_pixels=1)  # to the left 5 of 8 columns are bright, to the right 3
-    torch.testing.assert_close(shifted, torch.tensor([[(1 + (1 + 0.75) / 2) / 2, (0 + (0.25 + 0) / 2) / 2]]))
+    plain = torch.tensor([[1.0, 0.0]])
+    shifted = torch.tensor(
+        [[(1 + 0.75) / 2, (0.25 + 0) / 2]]
+    )  # to the left 5 of 8 columns are bright, to the right 3
+    even = torch.tensor([[0.5, 0.5]])
+    for flip, shift_pixels, expected in (
+        (False, 0, plain),
+        (True, 0, even),
+        (False, 1, (plain + shifted) / 2),
+        (True, 1, even),
+    ):
+        as_it_is, averaged = predict_views(
+            LeftBrightness(),
+            images,
+            preprocess=raw_preprocess(),
+            batch_size=2,
+            flip=flip,
+            shift_pixels=shift_pixels,
+        )
+        torch.testing.assert_close(as_it_is, plain)
+        torch.testing.assert_close(averaged, expected)
 
 
 def test_predictions_do_not_depend_on_the_batch_size() -> None:

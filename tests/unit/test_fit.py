@@ -25,6 +25,7 @@ COURSE = {
     "train__optimizer__sgd__weight_decay": 0.0,
     "train__schedule__name": "constant",
     "train__loss__label_smoothing": 0.0,
+    "train__selection": [],
     "train__augment__flip": "none",
     "train__augment__translate_pixels": 0,
     "train__micro_batch_size": 50,
@@ -177,6 +178,33 @@ def test_the_resolution_schedule_and_fractional_epochs(workspace: Workspace) -> 
     assert {task.pixels_at(step) for step in range(10)} == {16}
     large = small_config(train__epochs=2.5, train__resolution=[{"until": 0.5, "pixels": 400}])
     assert small_task(workspace, large).pixels_at(0) == 16, "pictures are never scaled up"
+
+
+def test_a_step_trains_on_the_hardest_of_its_batch_and_no_others(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    config = small_config(
+        train__epochs=2, train__selection=[{"until": 0.5, "keep": 1.0}, {"until": 1.0, "keep": 0.4}]
+    )
+    found: list[torch.Tensor] = []
+
+    class Watch(Checkpoints):
+        def is_due(self) -> bool:
+            found.append(fit.state.difficulty.losses.clone())
+            return False
+
+    fit = small_fit(workspace, config, checkpoints=Watch(folder=tmp_path, interval_seconds=1e9))
+    fit.run()
+    per_epoch = fit.task.batches.steps_per_epoch
+    assert found[per_epoch - 1].isfinite().all(), "the first epoch sees every picture"
+    for step, drawn in enumerate(fit.task.batches.batches(1), start=per_epoch):
+        before, after = found[step - 1], found[step]
+        changed = (before != after).nonzero().flatten()
+        kept = before[drawn].topk(round(0.4 * len(drawn))).indices
+        assert changed.tolist() == drawn[kept].sort().values.tolist()
+    assert [row["images_per_second"] * row["seconds"] for row in fit.state.history] == pytest.approx(
+        [len(fit.task.train.labels), sum(round(0.4 * len(drawn)) for drawn in fit.task.batches.batches(1))]
+    )
 
 
 def test_missing_data_names_the_stage_that_makes_it(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from cifarflow.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
 from cifarflow.data.augment import GREY, Augmentation, all_windows, gather, take_windows
 from cifarflow.data.batches import BatchPlan, micro_batches
 from cifarflow.data.randomness import generator
+from cifarflow.training.difficulty import Difficulty
 from cifarflow.training.losses import LOSSES
 from cifarflow.training.muon import Muon, orthogonalise
 from cifarflow.training.optimizers import OPTIMIZERS, schedule_groups
@@ -58,7 +59,7 @@ def test_losses_against_torch() -> None:
         "l1": F.l1_loss(logits, one_hot * 0.9 + 0.1 / 4),
     }
     for name, value in expected.items():
-        torch.testing.assert_close(LOSSES.get(name)(logits, labels, 0.1) / 6, value)
+        torch.testing.assert_close(LOSSES.get(name)(logits, labels, 0.1).mean(), value)
 
 
 # optimizers
@@ -235,3 +236,28 @@ def test_cutout_greys_at_most_one_square_a_picture() -> None:
     assert counts.max() == 9
     assert counts.min() >= 4  # a square centred in a corner
     assert torch.equal(augmented(images, cutout_pixels=3, step=4), augmented(images, cutout_pixels=3, step=4))
+
+
+def test_the_hardest_pictures_are_those_of_the_largest_last_loss() -> None:
+    difficulty = Difficulty.unknown(6, torch.device("cpu"))
+    drawn = torch.tensor([5, 1, 3, 0])
+    assert difficulty.hardest(drawn, 0.5).tolist() == [5, 1], "nothing is known: the first ones"
+    difficulty.learn(torch.tensor([5, 1]), torch.tensor([0.5, 2.0]), torch.tensor([True, False]))
+    assert difficulty.hardest(drawn, 0.5).tolist() == [3, 0], "never seen comes before seen"
+    difficulty.learn(torch.tensor([3, 0]), torch.tensor([1.0, 3.0]), torch.tensor([True, False]))
+    assert difficulty.hardest(drawn, 0.5).tolist() == [1, 0], "in the order in which they were drawn"
+    assert difficulty.hardest(drawn, 1.0) is drawn
+    assert len(difficulty.hardest(drawn, 0.01)) == 1
+    assert difficulty.means() == (pytest.approx(6.5 / 4), 0.5), "the two that were never seen do not count"
+
+
+def test_a_picture_that_is_left_out_gets_its_turn_when_the_others_are_learnt() -> None:
+    difficulty = Difficulty.unknown(4, torch.device("cpu"))
+    everything = torch.arange(4)
+    difficulty.learn(everything, torch.tensor([1.0, 0.9, 0.8, 0.7]), torch.ones(4, dtype=torch.bool))
+    taken = []
+    for _ in range(4):
+        chosen = difficulty.hardest(everything, 0.5)
+        difficulty.learn(chosen, difficulty.losses[chosen] / 2, difficulty.right[chosen])
+        taken.append(chosen.tolist())
+    assert taken == [[0, 1], [2, 3], [0, 1], [2, 3]]

@@ -103,6 +103,11 @@ class ResolutionStep(Section):
     pixels: ImageSize
 
 
+class SelectionStep(Section):
+    until: Annotated[float, Field(gt=0, le=1)]
+    keep: Annotated[float, Field(gt=0, le=1)]
+
+
 class SgdConfig(Section):
     learning_rate: PositiveFloat
     momentum: Momentum
@@ -157,6 +162,7 @@ class TrainConfig(Section):
     micro_batch_size: PositiveInt
     augment: AugmentConfig
     resolution: Annotated[tuple[ResolutionStep, ...], Field(strict=False)]
+    selection: Annotated[tuple[SelectionStep, ...], Field(strict=False)]
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     averaging: AveragingConfig
@@ -171,9 +177,10 @@ class TrainConfig(Section):
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}"
             )
-        ends = [step.until for step in self.resolution]
-        if ends != sorted(set(ends)):
-            raise ValueError(f"resolution: the values of `until` must increase, got {ends}")
+        for name, steps in (("resolution", self.resolution), ("selection", self.selection)):
+            ends = [step.until for step in steps]
+            if ends != sorted(set(ends)):
+                raise ValueError(f"{name}: the values of `until` must increase, got {ends}")
         return self
 
 

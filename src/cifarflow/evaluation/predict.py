@@ -8,36 +8,47 @@ from torch import Tensor, nn
 
 
 @torch.inference_mode()
-def predict_logits(
+def predict_logits(model: nn.Module, images: Tensor, *, preprocess: nn.Module, batch_size: int) -> Tensor:
+    """Logits float32 `[N, C]` of uint8 `images` `[N, H, W, 3]`.
+
+    The caller puts the model into evaluation mode. Batches go through `preprocess`, which also sets the size.
+    """
+    return torch.cat([model(preprocess(batch)).float() for batch in images.split(batch_size)])
+
+
+@torch.inference_mode()
+def predict_views(
     model: nn.Module,
     images: Tensor,
     *,
     preprocess: nn.Module,
     batch_size: int,
-    flip: bool = False,
-    shift_pixels: int = 0,
-) -> Tensor:
-    """Logits float32 `[N, C]` of uint8 `images` `[N, H, W, 3]`, averaged over views when `flip` or `shift_pixels` ask.
+    flip: bool,
+    shift_pixels: int,
+) -> tuple[Tensor, Tensor]:
+    """As `predict_logits`, and beside it the average over mirrored and shifted views where `flip`, `shift_pixels` ask.
 
-    The caller puts the model into evaluation mode. Batches go through `preprocess`, which also sets the size.
+    Half the weight goes to the pictures in their place, half to the shifted ones (Jordan 2024, arXiv:2404.00498).
     """
-    batches = []
+    plain, averaged = [], []
     for batch in images.split(batch_size):
         pixels = preprocess(batch)
-        batches.append(_averaged(model, pixels, flip=flip, shift_pixels=shift_pixels))
-    return torch.cat(batches)
+        plain.append(model(pixels).float())
+        in_place = _with_mirrored(model, pixels, plain[-1]) if flip else plain[-1]
+        averaged.append(_with_shifted(model, pixels, in_place, flip=flip, reach=shift_pixels))
+    return torch.cat(plain), torch.cat(averaged)
 
 
-def _averaged(model: nn.Module, pixels: Tensor, *, flip: bool, shift_pixels: int) -> Tensor:
-    """Half the weight to the picture as it is, half to its shifted copies (as Jordan 2024, arXiv:2404.00498)."""
-    logits = _both_sides(model, pixels, flip=flip)
-    shifted = [_both_sides(model, view, flip=flip) for view in _shifts(pixels, shift_pixels)]
-    return (logits + torch.stack(shifted).mean(0)) / 2 if shifted else logits
+def _with_mirrored(model: nn.Module, pixels: Tensor, logits: Tensor) -> Tensor:
+    return (logits + model(pixels.flip(3)).float()) / 2
 
 
-def _both_sides(model: nn.Module, pixels: Tensor, *, flip: bool) -> Tensor:
-    logits = model(pixels).float()
-    return (logits + model(pixels.flip(3)).float()) / 2 if flip else logits
+def _with_shifted(model: nn.Module, pixels: Tensor, in_place: Tensor, *, flip: bool, reach: int) -> Tensor:
+    shifted = []
+    for view in _shifts(pixels, reach):
+        logits = model(view).float()
+        shifted.append(_with_mirrored(model, view, logits) if flip else logits)
+    return (in_place + torch.stack(shifted).mean(0)) / 2 if shifted else in_place
 
 
 def _shifts(pixels: Tensor, reach: int) -> Iterator[Tensor]:

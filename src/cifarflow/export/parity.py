@@ -13,7 +13,9 @@ from cifarflow.data.packed import Split
 from cifarflow.errors import ExportParityError
 from cifarflow.inference.predictor import Predictor
 
-BATCH_PIXELS = 1 << 19  # what one forward pass takes: 512 pictures of 32 x 32
+BATCH_PIXELS = (
+    1 << 17
+)  # what one forward pass takes: 128 pictures of 32 x 32, whose activations stay in the cache
 RESIZED_COUNT = 64
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from cifarflow.errors import TrainingError
 from cifarflow.evaluation.predict import predict_logits
 from cifarflow.training.checkpoint import Checkpoints
+from cifarflow.training.difficulty import Difficulty
 from cifarflow.training.interrupts import Interrupts, TrainingInterrupted
 from cifarflow.training.losses import LOSSES
 from cifarflow.training.optimizers import build_optimizers, schedule_groups
@@ -21,7 +22,7 @@ from cifarflow.training.step import Step
 from cifarflow.training.task import Task
 
 EpochHook = Callable[[TrainState], None]
-VALIDATION_BATCH_SIZE = 500
+VALIDATION_BATCH_SIZE = 125
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,12 @@ class Fit:
         """A run at its first step, or at the last checkpoint where there is one."""
         config = task.config
         optimizers = build_optimizers(config.optimizer.name, model, **config.optimizer.options())
-        state = TrainState(model=model, optimizers=optimizers, average_decay=config.averaging.decay)
+        state = TrainState(
+            model=model,
+            optimizers=optimizers,
+            difficulty=Difficulty.unknown(len(task.train.labels), task.compute.device),
+            average_decay=config.averaging.decay,
+        )
         if (saved := checkpoints.load()) is not None:
             state.restore(saved)
         task.processes.agree(model)
@@ -74,23 +80,23 @@ class Fit:
         first_step = epoch * task.batches.steps_per_epoch
         batches = task.batches.batches(epoch)[: task.total_steps - first_step]
         self.step.model.train()
-        for indices in batches[state.step - first_step :]:
+        for drawn in batches[state.step - first_step :]:
             start = time.perf_counter()
+            indices = state.difficulty.hardest(drawn, task.kept_at(state.step))
             schedule_groups(
                 state.optimizers, progress=state.step / task.total_steps, factor=self._learning_rate_factor
             )
             images = task.augmentation(indices, epoch=epoch, step=state.step)
             labels = task.train.labels[indices.to(images.device)]
             self.step.clear_gradients()
-            loss_sum, correct = self.step(images, labels, task.preprocess(task.pixels_at(state.step)))
-            if not math.isfinite(loss_sum):
-                raise self._diverged(loss_sum)
-            state.record(
-                loss_sum=loss_sum, correct=correct, count=len(indices), seconds=time.perf_counter() - start
-            )
+            losses, right = self.step(images, labels, task.preprocess(task.pixels_at(state.step)))
+            mean_loss = losses.mean().item()
+            if not math.isfinite(mean_loss):
+                raise self._diverged(mean_loss)
+            state.record(indices, losses, right, seconds=time.perf_counter() - start)
             if task.averages_at(state.step):
                 state.average_weights()
-            progress.step(state.step, f"loss {loss_sum / len(indices):.3f}")
+            progress.step(state.step, f"loss {mean_loss:.3f}")
             self._keep_safe(interrupts)
 
     def _keep_safe(self, interrupts: Interrupts) -> None:
@@ -126,7 +132,7 @@ class Fit:
                 preprocess=task.preprocess(pixels),
                 batch_size=VALIDATION_BATCH_SIZE,
             )
-        loss = self.step.loss(logits, labels[own], 0.0)
+        loss = self.step.loss(logits, labels[own], 0.0).sum()
         found = torch.stack((loss.double(), (logits.argmax(1) == labels[own]).sum().double()))
         loss_sum, correct = task.processes.add_up(found).tolist()
         return {

@@ -107,7 +107,7 @@ class Combination:
 
     @torch.no_grad()
     def add_up(self, totals: Tensor) -> None:
-        """Make gradients, running statistics and `totals` (float `[K]`) those of the whole batch."""
+        """Make gradients, running statistics and `totals` (float32 of any shape) those of the whole batch."""
         gradients = [cast(Tensor, parameter.grad) for parameter in self._parameters]
         found = [
             keep**self._later * (buffer - keep**self._own * before)

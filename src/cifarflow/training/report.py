@@ -80,7 +80,9 @@ def train_metrics(state: TrainState, task: Task) -> dict[str, Any]:
         "epochs": task.config.epochs,
         "steps": state.step,
         "seconds": round(seconds, 3),
-        "images_per_second": round(len(task.train.labels) * task.config.epochs / seconds, 1),
+        "images_per_second": round(
+            sum(row["images_per_second"] * row["seconds"] for row in state.history) / seconds, 1
+        ),
         "weights": sum(parameter.numel() for parameter in state.model.parameters()),
         "compute": {
             **task.compute.describe(),

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cifarflow.training.difficulty import Difficulty
 
 
 @dataclass(kw_only=True, slots=True)
@@ -15,36 +17,36 @@ class TrainState:
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
+    difficulty: Difficulty
     average_decay: float = 0.0
     average: AveragedModel | None = None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     # The part of the present epoch that is done:
-    loss_sum: float = 0.0
-    correct: int = 0
     seen: int = 0
     seconds: float = 0.0
 
-    def record(self, *, loss_sum: float, correct: int, count: int, seconds: float) -> None:
+    def record(self, indices: Tensor, losses: Tensor, right: Tensor, *, seconds: float) -> None:
+        """Note a step on the pictures `indices` (int64 `[B]`) and what it found for each."""
         self.step += 1
-        self.loss_sum += loss_sum
-        self.correct += correct
-        self.seen += count
+        self.difficulty.learn(indices, losses, right)
+        self.seen += len(indices)
         self.seconds += seconds
 
     def finish_epoch(self, extra: Mapping[str, float]) -> dict[str, float]:
-        """Close the present epoch: its row of the history, with the sums divided once."""
+        """Close the present epoch: its row of the history. Loss and accuracy are over all pictures, as last seen."""
+        train_loss, train_accuracy = self.difficulty.means()
         row = {
             "epoch": float(len(self.history) + 1),
             "step": float(self.step),
-            "train_loss": self.loss_sum / self.seen,
-            "train_accuracy": self.correct / self.seen,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
             "images_per_second": self.seen / self.seconds,
             "seconds": self.seconds,
             **extra,
         }
         self.history.append(row)
-        self.loss_sum, self.correct, self.seen, self.seconds = 0.0, 0, 0, 0.0
+        self.seen, self.seconds = 0, 0.0
         return row
 
     @property
@@ -70,7 +72,8 @@ class TrainState:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "history": self.history,
-            "epoch_so_far": [self.loss_sum, self.correct, self.seen, self.seconds],
+            "difficulty": self.difficulty.snapshot(),
+            "epoch_so_far": [self.seen, self.seconds],
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -82,4 +85,5 @@ class TrainState:
             optimizer.load_state_dict(saved)
         self.step = snapshot["step"]
         self.history = snapshot["history"]
-        self.loss_sum, self.correct, self.seen, self.seconds = snapshot["epoch_so_far"]
+        self.difficulty.restore(snapshot["difficulty"])
+        self.seen, self.seconds = snapshot["epoch_so_far"]

@@ -26,8 +26,8 @@ class Step:
 
     def __call__(
         self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor]
-    ) -> tuple[float, int]:
-        """Train on uint8 `images` `[B, H, W, 3]`; returns the summed loss and the number of right answers.
+    ) -> tuple[Tensor, Tensor]:
+        """Train on uint8 `images` `[B, H, W, 3]`; returns losses float32 `[B]`, and who was right, bool `[B]`.
 
         Gradients are those of the mean loss over the batch, however it is cut: only batch normalisation sees the
         micro-batches. Small ones keep the activations in the processor's cache.
@@ -35,25 +35,25 @@ class Step:
         parts = micro_batches(len(images), self.micro_batch_size)
         several = self.processes.count > 1
         combination = Combination(self.processes, self.model, micro_batches=len(parts)) if several else None
-        totals = torch.zeros(2, dtype=torch.float64, device=images.device)
+        # A row for the losses and one for the right answers; what other processes find is added up.
+        found = torch.zeros(2, len(images), device=images.device)
         for part in self.processes.share(parts):
-            totals += self._learn(images[part], labels[part], preprocess, batch_size=len(images))
+            found[:, part] = self._learn(images[part], labels[part], preprocess, batch_size=len(images))
         if combination is not None:
-            combination.add_up(totals)
+            combination.add_up(found)
         for optimizer in self.optimizers:
             optimizer.step()
-        loss_sum, correct = totals.tolist()
-        return loss_sum, int(correct)
+        return found[0], found[1].bool()
 
     def _learn(
         self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor], *, batch_size: int
     ) -> Tensor:
-        """Add the gradients of one micro-batch; float64 `[2]`: its summed loss and right answers, not waited for."""
+        """Add the gradients of one micro-batch of M; float32 `[2, M]`: losses, and 1 where the answer was right."""
         with self.compute.autocast():
             logits = self.model(preprocess(images).contiguous(memory_format=self.compute.memory_format))
-        loss = self.loss(logits.float(), labels, self.label_smoothing)
-        (loss / batch_size).backward()
-        return torch.stack((loss.detach().double(), (logits.argmax(1) == labels).sum().double()))
+        losses = self.loss(logits.float(), labels, self.label_smoothing)
+        (losses.sum() / batch_size).backward()
+        return torch.stack((losses.detach(), (logits.argmax(1) == labels).float()))
 
     def clear_gradients(self) -> None:
         """Called before a step and not after one, so that the last gradients can be looked at."""

@@ -86,6 +86,11 @@ class Task:
                 return min(stage.pixels, self.dataset.image_size)
         return self.dataset.image_size
 
+    def kept_at(self, step: int) -> float:
+        """The part of a drawn batch that a step trains on, in (0, 1]."""
+        progress = step / self.total_steps
+        return next((stage.keep for stage in self.config.selection if progress < stage.until), 1.0)
+
     def averages_at(self, step: int) -> bool:
         """Whether the weights after `step` steps go into their average."""
         return step > self.config.averaging.start * self.total_steps
@@ -114,10 +119,12 @@ class Task:
 
 def _check_share(processes: Processes, batches: BatchPlan, config: TrainConfig) -> None:
     """Every process needs a micro-batch of its own in every batch."""
-    parts = len(micro_batches(batches.count // batches.steps_per_epoch, config.micro_batch_size))
+    kept = min((stage.keep for stage in config.selection), default=1.0)
+    smallest = max(1, int(kept * (batches.count // batches.steps_per_epoch)))
+    parts = len(micro_batches(smallest, config.micro_batch_size))
     if parts < processes.count:
         raise ConfigError(
-            f"params.yaml: train.launch starts {processes.count} processes, but a batch of {config.batch_size} has "
-            f"{parts} micro-batch(es) of at most {config.micro_batch_size}. Lower train.micro_batch_size, or start "
-            "fewer."
+            f"params.yaml: train.launch starts {processes.count} processes, but the smallest step, on {smallest} "
+            f"pictures, has {parts} micro-batch(es) of at most {config.micro_batch_size}. Start fewer, lower "
+            "train.micro_batch_size, or raise train.batch_size or what train.selection keeps."
         )
