@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifarflow.tracking.tensorboard import TensorboardView, chart_of
+from cifarflow.tracking.tensorboard import TensorboardView, chart_of, histogram
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -51,6 +51,31 @@ def test_scalars_pictures_histograms_and_graph_arrive(tmp_path: Path) -> None:
     assert picture.width >= 6 * 10 and picture.height >= 8
     assert events.Histograms("weight")[0].histogram_value.num == 4
     assert b"Linear" in events.Graph().SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [
+        (torch.arange(1000.0) / 10 - 30, 1000),
+        (torch.full((5,), 0.25), 5),
+        (torch.tensor([1.0, float("nan"), float("inf"), 3.0]), 2),
+        (torch.tensor([float("nan")]), 0),
+        (torch.zeros(0), 0),
+    ],
+)
+def test_a_histogram_counts_every_finite_value_in_its_bin(values: torch.Tensor, finite: int) -> None:
+    made = histogram(values)
+    limits = np.array(made["bucket_limits"])
+    assert sum(made["bucket_counts"]) == made["num"] == finite
+    assert len(limits) == len(made["bucket_counts"]) and (np.diff(limits) > 0).all()
+    known = values[values.isfinite()].double()
+    assert made["sum"] == pytest.approx(known.sum().item())
+    if finite == 1000:
+        expected, _ = np.histogram(known.numpy(), bins=np.concatenate([[made["min"]], limits]))
+        assert np.abs(np.array(made["bucket_counts"]) - expected).max() <= 1, (
+            "rounding at an edge may move one"
+        )
+        assert made["max"] == pytest.approx(limits[-1]) == known.max().item()
 
 
 def test_a_resumed_run_shows_every_step_once(tmp_path: Path) -> None:
