@@ -13,7 +13,7 @@ from cifarflow.data.batches import BatchPlan, micro_batches
 from cifarflow.data.randomness import generator
 from cifarflow.training.difficulty import Difficulty
 from cifarflow.training.losses import LOSSES
-from cifarflow.training.muon import Muon, orthogonalise
+from cifarflow.training.muon import QUINTIC_COEFFICIENTS, Muon, orthogonalise
 from cifarflow.training.optimizers import OPTIMIZERS, schedule_groups
 from cifarflow.training.schedules import SCHEDULES, learning_rate_factor
 
@@ -75,6 +75,18 @@ def test_muon_update_is_near_orthogonal_and_filters_keep_unit_norm() -> None:
     start = before * (16**0.5 / before.norm())
     singular = torch.linalg.svdvals((start - filters.detach()).flatten(1) / 0.1)
     assert 0.3 < singular.min() < singular.max() < 1.6
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12)])
+def test_orthogonalise_is_the_iteration_of_its_source_written_out(shape: tuple[int, int]) -> None:
+    a, b, c = QUINTIC_COEFFICIENTS
+    matrix = torch.randn(shape, generator=generator("matrix", 0), dtype=torch.float64)
+    x = matrix / matrix.norm()
+    for _ in range(3):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalise(matrix, steps=3), x, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(orthogonalise(matrix, steps=0), matrix / matrix.norm(), atol=1e-6, rtol=1e-5)
 
 
 def test_orthogonalise_keeps_singular_vectors() -> None:

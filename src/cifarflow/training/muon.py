@@ -84,7 +84,15 @@ def orthogonalise(matrix: Tensor, *, steps: int, eps: float = 1e-7) -> Tensor:
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if is_tall else matrix).float()
     x = x / (x.norm() + eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    # x becomes (a + b g + c g^2) x with g = x x^T, again and again. All factors are polynomials of the first g, so they
+    # commute: the wide x is needed only before the first and after the last, and all between is square and small.
+    gram = x @ x.T
+    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    for step in range(steps):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product if step else factor
+        if step + 1 < steps:
+            gram = factor @ (factor @ gram)
+    x = product @ x
     return (x.T if is_tall else x).to(matrix.dtype)
