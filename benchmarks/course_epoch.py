@@ -5,6 +5,9 @@ some steps: cifarflow by its real `Fit.run` (in the precision and layout that it
 of PIL pictures, ToTensor, DataLoader(batch_size=64, shuffle=True) and float32. The course does not normalise, so mean
 and spread are set to 0 and 1 here: then the loss curves can be compared, seed by seed.
 
+How near the limit the figure is, the note says: the time of the counted operations of an epoch at the rate of a large
+matrix product in the same run, over the time of the course's loop.
+
     uv run python -m benchmarks.course_epoch
 """
 
@@ -22,11 +25,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import ToTensor
 
 from benchmarks import command
+from benchmarks.arithmetic import matrix_products
 from benchmarks.command import Effort
-from benchmarks.pairs import ratios
+from benchmarks.pairs import ratios, second_of_two
 from benchmarks.pictures import CLASSES, training_pictures
 from benchmarks.result import Result, Spread
 from benchmarks.setting import recipe_on_cpu
@@ -148,15 +153,20 @@ def measure(effort: Effort) -> Result:
     origin = training_pictures(config)
     steps, length = (100, 50) if effort.quick else (700, 100)
     train_both(config, origin.split, seed=0, steps=10, length=10)  # what the first steps of a process pay
-    pairs = [
-        train_both(config, origin.split, seed=seed, steps=steps, length=length)
-        for seed in range(1, effort.rounds + 1)
-    ]
+    product = matrix_products(product_dtype(config))
+    pairs, product_rates = [], []
+    for seed in range(1, effort.rounds + 1):
+        pairs.append(train_both(config, origin.split, seed=seed, steps=steps, length=length))
+        product_rates.append(*product.rates([second_of_two(product.action)()]))
     print(f"{origin.text}; {torch.get_num_threads()} threads, torch {torch.__version__}")
     ours, course = ([time for pair in pairs for time in pair[side].seconds] for side in (0, 1))
     epochs = [Spread.of(t * STEPS_AN_EPOCH / length for t in times) for times in (ours, course)]
     print(f"seconds an epoch of {STEPS_AN_EPOCH} steps, from {len(ours)} turns of {length} steps a side:")
     print(f"cifarflow {epochs[0]}, the course's loop {epochs[1]}")
+    operations = step_flops(config, origin.split) * STEPS_AN_EPOCH / 1e9
+    rate = Spread.of(product_rates)
+    print(f"{operations:.0f} GFLOP an epoch; a large matrix product: {rate} GFLOP/s")
+    limit = operations / rate.median / epochs[1].median
     spread = Spread.of(ratios(ours, course))
     return Result(
         name="epoch of the course's network",
@@ -168,8 +178,27 @@ def measure(effort: Effort) -> Result:
         low=spread.low,
         high=spread.high,
         rounds=len(ours),
-        note=compare_losses(pairs) + ("" if origin.real else "; random pictures"),
+        note=f"{compare_losses(pairs)}; its arithmetic alone, at the rate of a large matrix product: {limit:.2f}"
+        + ("" if origin.real else "; random pictures"),
     )
+
+
+def product_dtype(config: Config) -> torch.dtype:
+    return torch.bfloat16 if plan_compute(config.train).precision == "bf16" else torch.float32
+
+
+def step_flops(config: Config, split: Split) -> int:
+    """Counted operations of the forward and backward pass of one step."""
+    task = course_task(config, split, steps=1, seed=0)
+    never = Checkpoints(Path("never"), math.inf)
+    fit = Fit.start(task, task.new_model(config.model, seed=0), checkpoints=never, on_epoch=lambda _: None)
+    with FlopCounterMode(display=False) as counter:
+        fit.step(
+            task.train.images[:BATCH_SIZE],
+            task.train.labels[:BATCH_SIZE],
+            task.preprocess(split.images.shape[1]),
+        )
+    return counter.get_total_flops()
 
 
 def train_both(config: Config, split: Split, *, seed: int, steps: int, length: int) -> tuple[Side, Side]:

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -398,3 +399,12 @@ def test_facts_name_machine_and_versions() -> None:
     assert facts["memory"].endswith(" GiB") and float(facts["memory"].split()[0]) > 0
     assert f"torch {torch.__version__.split('+')[0]}" in facts["versions"]
     assert facts["processors used"].isdigit()
+
+
+def test_operations_of_the_course_network_by_hand() -> None:
+    """Each layer's products, twice for an addition each; backward twice that, but for the gradient at the pictures."""
+    split = Split(images=np.zeros((64, 32, 32, 3), dtype=np.uint8), labels=np.zeros(64, dtype=np.int64))
+    convolutions = [32 * 32 * 32 * 75, 16 * 16 * 32 * 800, 8 * 8 * 64 * 800]
+    forward = sum(convolutions) + 1024 * 64 + 64 * 10
+    expected = 64 * 2 * (3 * forward - convolutions[0])
+    assert course_epoch.step_flops(recipe_on_cpu("tudui"), split) == expected
