@@ -4,9 +4,10 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from cifarflow import files
 from cifarflow.config import Config, flatten
@@ -65,12 +66,14 @@ def current_state(config: Config, workspace: Workspace) -> PipelineState | None:
         workspace,
         run_key=files.read_json(workspace.model_description)["run_key"],
         dataset=read_dataset(workspace.dataset),
-        tags={
-            RESTORED_TAG: "true",
-            "hardware.processor": compute.get("processor", "unknown"),
-            **compute_tags(compute),
-        },
+        tags={RESTORED_TAG: "true", **_trained_on(compute)},
     )
+
+
+def _trained_on(compute: Mapping[str, Any]) -> dict[str, str]:
+    """What metrics/train.json tells of the machine that trained; cores and system it does not know, nor guesses."""
+    known = {"hardware.processor": str(compute.get("processor", "unknown")), **compute_tags(compute)}
+    return {**known, "version.torch": str(compute["torch"])} if "torch" in compute else known
 
 
 def _outdated_stages(workspace: Workspace) -> set[str]:
