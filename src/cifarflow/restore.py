@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from cifarflow import files
@@ -42,7 +41,7 @@ def restore_records(config: Config, workspace: Workspace) -> Restored:
     outdated = _outdated_stages(workspace)
     reports: dict[str, tuple[str, Callable[[Workspace, Tracker], None]]] = {
         "train": ("train", _report_train),
-        "evaluate": ("evaluation", partial(_report_metrics, name="evaluation", prefix="test_")),
+        "evaluate": ("evaluation", _report_evaluation),
         "export": ("export", _report_export),
     }
     restored = []
@@ -100,5 +99,15 @@ def _report_metrics(workspace: Workspace, tracker: Tracker, *, name: str, prefix
     )
 
 
+def _report_evaluation(workspace: Workspace, tracker: Tracker) -> None:
+    _report_metrics(workspace, tracker, name="evaluation", prefix="test_")
+    for plot in sorted(workspace.plots.iterdir()):
+        if plot != workspace.history:
+            tracker.artifact(plot, folder="plots")
+
+
 def _report_export(workspace: Workspace, tracker: Tracker) -> None:
     _report_metrics(workspace, tracker, name="export", prefix="export_")
+    tracker.artifact(workspace.export / "MODEL_CARD.md", folder="export")
+    model = files.read_json(workspace.model_description)
+    tracker.onnx_model(workspace.onnx_model, image_size=model["image_size"], classes=model["classes"])
