@@ -103,7 +103,7 @@ def check_that_a_second_is_refused(checkout: Checkout, first: "subprocess.Popen[
     assert "Traceback" not in second.output
 
 
-def test_a_killed_experiment_goes_on_anywhere_beside_nobody_and_ends_with_the_same_bytes(
+def test_a_killed_experiment_goes_on_anywhere_and_ends_with_the_same_bytes(
     checkout: Checkout, undisturbed: bytes, tmp_path: Path
 ) -> None:
     log = tmp_path / "log.txt"
