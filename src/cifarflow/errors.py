@@ -150,5 +150,6 @@ def _describe(error: OSError) -> str:
     return (
         f"cannot write or read{where}: {error.strerror}. "
         "Free some space, or mend the path or its permissions, then run the same command again; "
-        "`uv run dvc checkout` brings the last good outputs back."
+        "`uv run dvc checkout` brings the last good data and models back, "
+        "`git checkout metrics plots` the last committed numbers and plots."
     )

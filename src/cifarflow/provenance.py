@@ -31,18 +31,22 @@ def tracked_stage(
     tags: Mapping[str, str],
 ) -> AbstractContextManager[Tracker]:
     """The tracker of a stage, told all that is known before the stage starts; `tags` win over those of this machine."""
-    state = pipeline_state(config, workspace, run_key=run_key, dataset=dataset, tags=tags)
+    everything = {**machine_tags(), **tags}
+    state = pipeline_state(config, workspace, run_key=run_key, dataset=dataset, tags=everything)
     return open_tracker(stage, state, tracking=config.tracking, workspace=workspace)
 
 
 def pipeline_state(
     config: Config, workspace: Workspace, *, run_key: str, dataset: DatasetInfo, tags: Mapping[str, str]
 ) -> PipelineState:
-    """What one MLflow run stands for: a trained model under the present params, code and data."""
+    """What one MLflow run stands for: a trained model under the present params, code and data.
+
+    `tags` tell of the machine that did the work, which may be another than this one.
+    """
     return PipelineState(
         identity=run_identity(config, workspace, run_key=run_key),
         params=_public(config.flat()),
-        tags={**machine_tags(workspace, os.environ), **tags},
+        tags={**code_tags(workspace, os.environ), **tags},
         dataset=DatasetRecord(
             name=dataset.source,
             digest=files.digest_of(dict(dataset.digests)),
@@ -107,18 +111,21 @@ def _code_files(root: Path, deps: Iterable[str]) -> list[Path]:
     return sorted(found)
 
 
-def machine_tags(workspace: Workspace, environ: Mapping[str, str]) -> dict[str, str]:
-    """The code, the versions and the machine at hand; they do not decide a result but tell where it was made."""
-    commit, dirty = git_state(workspace.home)
-    tags = {
-        "git.commit": commit,
-        "git.dirty": str(dirty).lower(),
+def machine_tags() -> dict[str, str]:
+    """The machine at hand and its versions; they do not decide a result but tell where it was made."""
+    return {
         "hardware.processor": processor_name(),
         "hardware.cores": str(os.cpu_count()),
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         **{f"version.{name}": metadata.version(name) for name in RECORDED_PACKAGES},
     }
+
+
+def code_tags(workspace: Workspace, environ: Mapping[str, str]) -> dict[str, str]:
+    """The commit of the code, and the experiment that it is tried in."""
+    commit, dirty = git_state(workspace.home)
+    tags = {"git.commit": commit, "git.dirty": str(dirty).lower()}
     if experiment := environ.get("DVC_EXP_NAME"):
         tags[EXPERIMENT_TAG] = experiment
     return tags
@@ -149,8 +156,9 @@ def processor_name() -> str:
 
 
 def _git(folder: Path, *command: str) -> str:
+    """Without Git's optional locks: `git status` would write the index, and a kill would leave its lock for ever."""
     return subprocess.run(
-        ["git", *command], cwd=folder, capture_output=True, text=True, check=True
+        ["git", "--no-optional-locks", *command], cwd=folder, capture_output=True, text=True, check=True
     ).stdout.strip()
 
 

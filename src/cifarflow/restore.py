@@ -4,9 +4,9 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 from cifarflow import files
 from cifarflow.config import Config, flatten
@@ -41,7 +41,7 @@ def restore_records(config: Config, workspace: Workspace) -> Restored:
     outdated = _outdated_stages(workspace)
     reports: dict[str, tuple[str, Callable[[Workspace, Tracker], None]]] = {
         "train": ("train", _report_train),
-        "evaluate": ("evaluation", partial(_report_metrics, name="evaluation", prefix="test_")),
+        "evaluate": ("evaluation", _report_evaluation),
         "export": ("export", _report_export),
     }
     restored = []
@@ -65,12 +65,14 @@ def current_state(config: Config, workspace: Workspace) -> PipelineState | None:
         workspace,
         run_key=files.read_json(workspace.model_description)["run_key"],
         dataset=read_dataset(workspace.dataset),
-        tags={
-            RESTORED_TAG: "true",
-            "hardware.processor": compute.get("processor", "unknown"),
-            **compute_tags(compute),
-        },
+        tags={RESTORED_TAG: "true", **_trained_on(compute)},
     )
+
+
+def _trained_on(compute: Mapping[str, Any]) -> dict[str, str]:
+    """What metrics/train.json tells of the machine that trained; cores and system it does not know, nor guesses."""
+    known = {"hardware.processor": str(compute.get("processor", "unknown")), **compute_tags(compute)}
+    return {**known, "version.torch": str(compute["torch"])} if "torch" in compute else known
 
 
 def _outdated_stages(workspace: Workspace) -> set[str]:
@@ -97,5 +99,15 @@ def _report_metrics(workspace: Workspace, tracker: Tracker, *, name: str, prefix
     )
 
 
+def _report_evaluation(workspace: Workspace, tracker: Tracker) -> None:
+    _report_metrics(workspace, tracker, name="evaluation", prefix="test_")
+    for plot in sorted(workspace.plots.iterdir()):
+        if plot != workspace.history:
+            tracker.artifact(plot, folder="plots")
+
+
 def _report_export(workspace: Workspace, tracker: Tracker) -> None:
     _report_metrics(workspace, tracker, name="export", prefix="export_")
+    tracker.artifact(workspace.export / "MODEL_CARD.md", folder="export")
+    model = files.read_json(workspace.model_description)
+    tracker.onnx_model(workspace.onnx_model, image_size=model["image_size"], classes=model["classes"])

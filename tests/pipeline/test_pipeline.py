@@ -5,7 +5,6 @@ The tests of this module are one story and run in order on one checkout, since e
 
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -18,8 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifarflow import files
 from cifarflow.inference.predictor import Predictor
+from tests.support.disks import needs_mounts, stage_on_disk
 from tests.support.pipeline import Checkout, make_checkout
 
+METRICS = ["train.json", "evaluation.json", "export.json"]
 STAGES = ["download", "prepare", "train", "evaluate", "export"]
 pytestmark = pytest.mark.slow
 
@@ -39,6 +40,18 @@ def mlflow_runs(checkout: Checkout) -> list[Run]:
     experiment = client.get_experiment_by_name("cifarflow")
     assert experiment is not None
     return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+
+
+def artifacts_of(run: Run) -> set[str]:
+    """The files that a run of a SQLite store has, by their path in it."""
+    folder = Path(str(run.info.artifact_uri).removeprefix("file://"))
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def results(checkout: Checkout) -> dict[Path, bytes]:
+    """Every file of the last three stages."""
+    folders = (checkout.root / name for name in ("models", "metrics", "plots"))
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
 def run_key(checkout: Checkout) -> str:
@@ -158,6 +171,18 @@ def test_going_back_restores_the_model_without_training(checkout: Checkout) -> N
     assert checkout.run("git", "status", "--porcelain").output == ""
 
 
+def test_the_way_back_after_a_stage_that_failed_brings_every_output(checkout: Checkout) -> None:
+    """DVC removes what a stage made before it starts it, whatever it then fails of."""
+    made = results(checkout)
+    checkout.set_params(train__launch="false")
+    assert checkout.dvc("repro", expect=None).code != 0
+    assert not checkout.workspace.model_weights.exists() and not checkout.workspace.history.exists()
+    checkout.dvc("checkout")
+    checkout.run("git", "checkout", "metrics", "plots", "params.yaml")
+    assert results(checkout) == made
+    assert "up to date" in checkout.dvc("status").output
+
+
 def test_an_experiment_in_a_temporary_folder_loses_nothing(checkout: Checkout) -> None:
     before = {run.info.run_id for run in mlflow_runs(checkout)}
     checkout.dvc(
@@ -208,21 +233,27 @@ def test_a_stage_without_its_input_names_the_stage_that_makes_it(
     assert "Traceback" not in outcome.output
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a file-size limit of the system")
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_full_disk_is_one_clear_line(checkout: Checkout, tmp_path: Path, stage: str) -> None:
-    """A file-size limit of 4 kB stands for the full disk: it fails at the same writes, with an OSError as well."""
-    root = tmp_path / "full"
-    shutil.copytree(checkout.root, root, ignore=shutil.ignore_patterns(".git", ".dvc", "mlartifacts", "logs"))
-    shutil.rmtree(root / ".cifarflow")
-    (root / "mlflow.db").unlink()
-    if stage == "download":
-        shutil.rmtree(root / "data" / "raw")
-    command = f"ulimit -f 4; exec python stages/{stage}.py"
-    outcome = Checkout(root=root).run("sh", "-c", command, expect=2)
-    assert "error: cannot write" in outcome.output
-    assert "dvc checkout" in outcome.output
+@needs_mounts
+@pytest.mark.parametrize(
+    ("stage", "space"),
+    [
+        *(("download", "600"), ("prepare", "700"), ("train", "100"), ("evaluate", "40"), ("export", "300")),
+        *((stage, "read-only") for stage in ("download", "prepare", "train")),
+    ],
+)
+def test_a_full_or_read_only_disk_is_one_clear_line(
+    checkout: Checkout, tmp_path: Path, stage: str, space: str
+) -> None:
+    """Real disks: one runs out of kilobytes in the middle of a stage, on the other already the first write fails."""
+    command = stage_on_disk(checkout.root, tmp_path, stage, space=space)
+    outcome = checkout.run(*command, expect=2, PYTHONDONTWRITEBYTECODE="1")
+    (line,) = (line for line in outcome.output.splitlines() if line.startswith("error: "))
+    assert f"cannot write or read {tmp_path}/" in line
+    assert ("Read-only file system" if space == "read-only" else "No space left on device") in line
+    assert "`uv run dvc checkout`" in line and "`git checkout metrics plots`" in line
     assert "Traceback" not in outcome.output
+    for last in (".part", "shapes.json", "dataset.json", "model.json", "manifest.json", *METRICS):
+        assert last not in outcome.output.replace(line, ""), "nothing is left that looks whole"
 
 
 def test_a_stage_runs_the_code_of_its_own_checkout(checkout: Checkout, tmp_path: Path) -> None:
@@ -235,26 +266,44 @@ def test_a_stage_runs_the_code_of_its_own_checkout(checkout: Checkout, tmp_path:
     assert "the copy ran" in outcome.output
 
 
+OTHER_MACHINE = "A processor of another machine"
+
+
 @pytest.fixture(scope="module")
 def elsewhere(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """The results on another machine, as after `dvc pull`: models, metrics and plots, but no journal and no store."""
-    root = tmp_path_factory.mktemp("elsewhere") / "checkout"
-    shutil.copytree(
-        checkout.root, root, ignore=shutil.ignore_patterns(".cifarflow", "mlflow.db*", "mlartifacts", "logs")
-    )
-    return Checkout(root=root)
+    """The results on another machine, by `dvc push`, `git clone` and `dvc pull`: neither journal nor store."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    trained = files.read_json(checkout.workspace.metrics("train"))
+    trained["compute"]["processor"] = OTHER_MACHINE
+    files.write_json(checkout.workspace.metrics("train"), trained)
+    checkout.dvc("commit", "--force", "train")
+    checkout.dvc("remote", "add", "--default", "folder", str(folder / "remote"))
+    checkout.commit("as trained on another machine")
+    checkout.dvc("push")
+    checkout.run("git", "clone", "-q", ".", str(folder / "clone"))
+    clone = Checkout(root=folder / "clone")
+    clone.dvc("pull")
+    return clone
 
 
-def test_sync_makes_the_run_of_results_that_no_stage_reported_here(elsewhere: Checkout) -> None:
+def test_sync_makes_the_run_of_results_that_were_pulled(checkout: Checkout, elsewhere: Checkout) -> None:
+    for path in (checkout.workspace.model_weights, checkout.workspace.onnx_model):
+        pulled = elsewhere.root / path.relative_to(checkout.root)
+        assert pulled.read_bytes() == path.read_bytes()
     outcome = elsewhere.run("cifarflow", "sync")
-    assert "The results of `train` came from DVC's cache" in outcome.output
+    for stage in ("train", "evaluate", "export"):
+        assert f"The results of `{stage}` came from DVC's cache" in outcome.output
     (run,) = mlflow_runs(elsewhere)
     assert run.info.status == "FINISHED"
-    assert run.data.tags["cifarflow.restored"] == "true"
-    assert run.data.tags["compute.device"] == "cpu"
+    tags = run.data.tags
+    assert tags["cifarflow.restored"] == "true"
+    assert (tags["hardware.processor"], tags["compute.device"]) == (OTHER_MACHINE, "cpu")
+    assert "hardware.cores" not in tags and "system" not in tags, "those of this machine would be wrong"
     evaluation = files.read_json(elsewhere.workspace.metrics("evaluation"))
     assert run.data.metrics["test_accuracy"] == pytest.approx(evaluation["accuracy"])
     assert run.data.metrics["validation_accuracy"] > 0
+    assert run.outputs is not None and len(run.outputs.model_outputs) == 1
+    assert artifacts_of(run) == artifacts_of(mlflow_runs(checkout)[0])
     assert "Events sent: 0." in elsewhere.run("cifarflow", "sync").output
 
 

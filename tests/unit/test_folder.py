@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cifarflow import files
 from cifarflow.config.schema import Cifar10Config, FolderConfig, ShapesConfig
@@ -198,6 +199,36 @@ def test_folder_without_pictures_says_where_they_go(images: Path, tmp_path: Path
 def test_one_class_is_too_few(images: Path, tmp_path: Path) -> None:
     paint_all(images, "only")
     assert "at least two classes are needed, found only" in fault_of(tmp_path)
+
+
+def test_one_picture_is_too_few(images: Path, tmp_path: Path) -> None:
+    paint_all(images, "only", count=1)
+    text = fault_of(tmp_path)
+    assert "at least two classes are needed, found only" in text
+    assert "class only has 1 to learn from; at least 3 pictures are needed" in text
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_an_empty_class_is_named(images: Path, tmp_path: Path, split: str) -> None:
+    paint_all(images, f"{split}a", f"{split}b")
+    (images / f"{split}c").mkdir()
+    assert f"{split}c/ is empty. Fill it or remove it." in fault_of(tmp_path)
+
+
+def test_one_picture_in_many_files_is_refused_by_prepare(images: Path, tmp_path: Path) -> None:
+    """The files differ, in a comment, so that no two are doubles; the pictures do not."""
+    comment, pixels = PngInfo(), Image.new("RGB", (20, 20), "teal")
+    pixels.putpixel((3, 3), (0, 0, 0))
+    for number in range(8):
+        comment.add_text("number", str(number))
+        path = images / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels.save(path, pnginfo=comment)
+    fetch(tmp_path)
+    workspace = Workspace.at(tmp_path, {})
+    with pytest.raises(DataIntegrityError, match="all 4 training pictures are alike, pixel by pixel"):
+        prepare(read(tmp_path), source="folder", validation_fraction=0.1, seed=1, workspace=workspace)
+    assert not workspace.dataset.exists()
 
 
 def test_long_lists_of_faults_are_cut(images: Path, tmp_path: Path) -> None:

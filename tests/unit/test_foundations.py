@@ -53,6 +53,7 @@ def test_a_full_disk_names_the_file_and_the_way_back(capsys: pytest.CaptureFixtu
     message = capsys.readouterr().err
     assert "cannot write or read /data/x: No space left on device" in message
     assert "uv run dvc checkout" in message
+    assert "git checkout metrics plots" in message, "these are in Git: DVC cannot bring them back"
 
 
 def test_an_interrupt_says_why(capsys: pytest.CaptureFixture[str]) -> None:

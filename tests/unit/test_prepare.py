@@ -105,11 +105,15 @@ def test_holdout_is_the_same_on_every_machine() -> None:
 def spoilt(kind: str) -> RawDataset:
     raw = raw_dataset()
     flat = np.full_like(raw.train_images, 7)
+    grey = raw.train_images.copy()
+    grey[..., 1] = 7
     return {
         "one class": raw_dataset(counts=(40,)),
         "a class without pictures": raw_dataset(counts=(40, 0, 10)),
         "one picture": raw_dataset(counts=(1, 1)),
         "all alike": replace(raw, train_images=flat),
+        "one picture many times": replace(raw, train_images=np.broadcast_to(raw.train_images[0], grey.shape)),
+        "a channel without a picture": replace(raw, train_images=grey),
         "no test": replace(raw, test_images=raw.test_images[:0], test_labels=raw.test_labels[:0]),
         "label beyond": replace(raw, test_labels=raw.test_labels + 5),
         "not square": replace(raw, test_images=raw.test_images[:, 1:]),
@@ -123,7 +127,9 @@ def spoilt(kind: str) -> RawDataset:
         ("one class", "the only class is a"),
         ("a class without pictures", r"too few training pictures .*: b \(0\)"),
         ("one picture", r"at least 2 a class\): a \(1\), b \(1\)"),
-        ("all alike", "every red value is the same"),
+        ("all alike", "all 90 training pictures are alike, pixel by pixel"),
+        ("one picture many times", "all 90 training pictures are alike, pixel by pixel"),
+        ("a channel without a picture", "every green value is the same"),
         ("no test", "test split holds no pictures"),
         ("label beyond", r"labels 5\.\."),
         ("not square", r"test split: images are uint8 \[6, 7, 8, 3\]"),

@@ -1,6 +1,8 @@
 """Keys that change exactly when their inputs do, and records for what came out of DVC's cache."""
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from cifarflow.config.schema import Config
 from cifarflow.data.packed import DatasetInfo
 from cifarflow.provenance import (
     code_digest,
+    code_tags,
     git_state,
     machine_tags,
     pipeline_state,
@@ -83,7 +86,7 @@ def test_a_state_is_the_keys_of_all_stages(workspace: Workspace) -> None:
 
 
 def test_tags_tell_of_code_and_machine(workspace: Workspace) -> None:
-    tags = machine_tags(workspace, {"DVC_EXP_NAME": "colder"})
+    tags = {**code_tags(workspace, {"DVC_EXP_NAME": "colder"}), **machine_tags()}
     assert tags["dvc.experiment"] == "colder"
     assert tags["git.commit"] == "unknown"
     assert tags["version.torch"].startswith("2.")
@@ -112,6 +115,18 @@ def test_git_state_of_the_project() -> None:
     commit, dirty = git_state(PROJECT)
     assert len(commit) == 40
     assert isinstance(dirty, bool)
+
+
+def test_git_state_leaves_gits_own_files_alone(tmp_path: Path) -> None:
+    """`git status` would refresh the index: a kill then left index.lock, and Git refused every later command."""
+    tracked = tmp_path / "tracked.txt"
+    tracked.write_text("x")
+    for command in ("init -q", "add .", "-c user.name=test -c user.email=test@localhost commit -qm x"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    os.utime(tracked, (0, 0))
+    index = (tmp_path / ".git" / "index").read_bytes()
+    assert git_state(tmp_path)[1] is False
+    assert (tmp_path / ".git" / "index").read_bytes() == index
 
 
 def test_keys_do_not_depend_on_where_the_checkout_lies(workspace: Workspace, tmp_path: Path) -> None:

@@ -5,9 +5,12 @@ import http.server
 import io
 import os
 import pickle
+import random
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +20,15 @@ from filelock import FileLock
 
 from cifarflow.config.schema import Cifar10Config, FolderConfig, ShapesConfig
 from cifarflow.data.archive import Published
-from cifarflow.data.downloading import Patience
+from cifarflow.data.downloading import PartFile, Patience
 from cifarflow.data.progress import plain_lines
 from cifarflow.data.sources import SOURCES, FetchContext, ReadContext, cifar10, shapes
 from cifarflow.errors import DataIntegrityError, DownloadError, MissingInputError, UnknownNameError
 from cifarflow.workspace import Workspace
 
-SMALL = {name: f"content of {name}".encode() for name in cifar10.PUBLISHED}
+# Noise, so that an archive of it is 24 kB, and one file that is large and packs into next to nothing.
+SMALL = {name: random.Random(name).randbytes(3000) for name in cifar10.PUBLISHED}
+SMALL["test_batch"] = b"x" * 100_000
 SHAPES = ShapesConfig(train_count=200, test_count=100, image_size=32, seed=0)
 
 
@@ -164,6 +169,61 @@ def test_second_download_waits_for_the_first(
     second.join(timeout=5)
     assert fetched(tmp_path) == SMALL
     assert "waiting" in caplog.text
+
+
+def test_two_downloads_at_once_are_one_download(
+    archive: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    serve = http.server.SimpleHTTPRequestHandler.do_GET
+
+    def slowly(self: http.server.SimpleHTTPRequestHandler) -> None:
+        asked.append(self.path)
+        time.sleep(0.2)
+        serve(self)
+
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "do_GET", slowly)
+    told: list[str] = []
+    where = context(tmp_path, urls=(f"{address}/cifar.tar.gz",))
+    both = [threading.Thread(target=lambda: told.append(cifar10.fetch(where))) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(timeout=20)
+    assert asked == ["/cifar.tar.gz"]
+    assert [text.endswith("already, verified") for text in told] == [False, True]
+    assert fetched(tmp_path) == SMALL
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """A disk that is full at that size of a file: the write fails with an OSError, at the same places."""
+    resource = pytest.importorskip("resource", reason="Windows has no file-size limit")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("limit", "arrived"), [(8_000, 8_000), (50_000, None)], ids=["while downloading", "while unpacking"]
+)
+def test_no_space_leaves_nothing_that_is_taken_for_whole_and_keeps_what_came(
+    archive: Path, address: str, tmp_path: Path, limit: int, arrived: int | None
+) -> None:
+    url = f"{address}/cifar.tar.gz"
+    with file_size_limit(limit), pytest.raises(OSError, match="File too large"):
+        cifar10.fetch(context(tmp_path, urls=(url,)))
+    folder = tmp_path / "data/raw/cifar-10-batches-py"
+    assert not cifar10.is_complete(folder)
+    left = {path.name: path.read_bytes() for path in folder.glob("*")}
+    assert left.items() < SMALL.items(), "each file is whole or not there"
+    part = PartFile.of(url, tmp_path / ".cifarflow/downloads").path.read_bytes()
+    assert part == archive.read_bytes()[:arrived], "the next run goes on from here"
+    cifar10.fetch(context(tmp_path, urls=(url,)))
+    assert fetched(tmp_path) == SMALL
 
 
 class Exploit:

@@ -1,6 +1,8 @@
 """TensorBoard's files, read back with its own reader."""
 
 import logging
+import shutil
+import time
 import warnings
 from pathlib import Path
 
@@ -109,6 +111,25 @@ def test_a_fault_silences_the_view_with_one_warning(tmp_path: Path, caplog: pyte
     view.close()
     assert len(caplog.records) == 1
     assert "training goes on" in caplog.text
+
+
+def test_a_disk_that_fails_under_way_is_one_warning_and_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorBoard writes in a thread of its own; pytest makes an error of a traceback that a thread ends in."""
+    logs = tmp_path / "logs"
+    view = TensorboardView(logs)
+    view.scalars({"train_loss": 1.0}, step=0)
+    shutil.rmtree(logs)
+    logs.write_text("")
+    with caplog.at_level(logging.WARNING, logger="cifarflow"):
+        for step in range(1, 4):
+            view.scalars({"train_loss": 1.0}, step=step)
+            time.sleep(0.01)
+        view.graph(torch.nn.Linear(1, 1), torch.zeros(1, 1))
+    view.close()
+    assert len(caplog.records) == 1
+    assert "TensorBoard stops here, the training goes on" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

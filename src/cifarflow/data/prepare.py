@@ -91,6 +91,11 @@ def _check(split: Split, *, name: str, raw: RawDataset) -> None:
         raise DataIntegrityError(f"the {name} split has labels {low}..{high} for {len(raw.classes)} classes.")
     if name == "train":
         _check_classes(split.labels, raw.classes, least=1)
+        if all(np.array_equal(image, split.images[0]) for image in split.images):
+            count = len(split.images)
+            raise DataIntegrityError(
+                f"all {count:,} training pictures are alike, pixel by pixel: nothing tells them apart. Give others."
+            )
 
 
 def _check_classes(labels: np.ndarray, classes: tuple[str, ...], *, least: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifarflow.files import atomic_open, read_json, sha256_of_file, write_json
+from cifarflow.files import atomic_open, naming, read_json, sha256_of_file, write_json
 from cifarflow.tracking.identity import PipelineState
 from cifarflow.workspace import Workspace
 
@@ -132,9 +132,10 @@ class JournalWriter:
 
     def _append(self, event: Event) -> None:
         line = json.dumps({"time": time.time_ns() // 1_000_000, **event}, ensure_ascii=False) + "\n"
-        self._stream.write(line.encode())
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        with naming(self.journal.path):
+            self._stream.write(line.encode())
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
         self._remember(event)
 
     def _remember(self, event: Event) -> None:

@@ -66,7 +66,9 @@ def prepare_environment(config: MlflowConfig) -> None:
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning of ours is enough
+    # One warning of ours is enough: of a database that is locked, full or read-only mlflow prints a traceback too.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

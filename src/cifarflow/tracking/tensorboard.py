@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ class TensorboardView:
     def __init__(self, folder: Path | None, *, first_step: int | None = None) -> None:
         self._first_step = first_step
         self._writer: SummaryWriter | None = None
+        self._quiet = contextlib.ExitStack()
         if folder is not None:
             with self._guarded("writer", step=None):
                 self._writer = self._open(folder)
@@ -58,7 +60,7 @@ class TensorboardView:
             writer.add_graph(model, example, use_strict_trace=False)
 
     def close(self) -> None:
-        with self._guarded("close", step=None) as writer:
+        with self._quiet, self._guarded("close", step=None) as writer:
             writer.close()
 
     @contextlib.contextmanager
@@ -69,6 +71,7 @@ class TensorboardView:
         try:
             yield self._writer_for(step)
         except Exception as error:  # disk full, an odd model, a broken install: the training matters more
+            fatal = fatal or isinstance(error, OSError)
             reason = f"{type(error).__name__}: {error}"
             effect = "TensorBoard stops here" if fatal else "TensorBoard goes on without it"
             logger.warning("TensorBoard: no %s (%s). %s, the training goes on.", what, reason, effect)
@@ -78,11 +81,30 @@ class TensorboardView:
     def _open(self, folder: Path) -> "SummaryWriter":
         from torch.utils.tensorboard import SummaryWriter
 
+        self._quiet.enter_context(_no_traceback_of_writers())
         return SummaryWriter(str(folder), purge_step=self._first_step)
 
     def _writer_for(self, step: int | None) -> "SummaryWriter | _Nowhere":
         shown_already = step is not None and self._first_step is not None and step < self._first_step
         return self._writer if self._writer is not None and not shown_already else _Nowhere()
+
+
+@contextlib.contextmanager
+def _no_traceback_of_writers() -> Iterator[None]:
+    """TensorBoard's thread keeps a fault for the next call, where it is warned of, and has a traceback printed too."""
+    from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+
+    usual = threading.excepthook
+
+    def hook(fault: threading.ExceptHookArgs) -> None:
+        if not isinstance(fault.thread, _AsyncWriterThread):
+            usual(fault)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 class _Nowhere:

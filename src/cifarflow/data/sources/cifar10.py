@@ -147,8 +147,10 @@ def _from_url(url: str, *, context: FetchContext, folder: Path) -> None:
     part = download(url, context.workspace.downloads, progress=context.progress, patience=context.patience)
     try:
         extract_verified(part.path, folder, prefix=FOLDER, published=PUBLISHED)
-    finally:
+    except DataIntegrityError:
         part.discard()
+        raise
+    part.discard()  # but not where the disk was full: the next run unpacks what is here
 
 
 # Reading ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,124 @@
+"""`dvc exp run`, in the workspace and in a temporary folder, killed by SIGKILL in train; and two DVC commands at once.
+
+One story on one checkout: the experiment that is killed in the workspace goes on in a temporary folder, is killed there
+too, and ends in the workspace, with the bytes of a training that nobody disturbed. A second DVC beside it is refused.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.pipeline import Checkout, make_checkout
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
+]
+RESUMED = re.compile(r"going on from step (\d+) of \d+ ")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Prepared, and with a train of 60 short steps, each followed by a checkpoint."""
+    checkout = make_checkout(tmp_path_factory.mktemp("experiments") / "checkout")
+    checkout.run("cifarflow", "recipe", "shapes")
+    checkout.set_params(
+        train__epochs="6",
+        train__batch_size="10",
+        train__micro_batch_size="10",
+        checkpoint__interval_seconds="0.0001",
+        tracking__tensorboard__enabled="false",
+        data__shapes__train_count="110",
+        data__shapes__test_count="100",
+    )
+    checkout.dvc("repro", "prepare")
+    checkout.commit("prepared")
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkout: Checkout) -> bytes:
+    """The weights of a training by hand in a copy of the checkout."""
+    copy = Checkout(root=checkout.root.parent / "undisturbed")
+    shutil.copytree(checkout.root, copy.root, ignore=shutil.ignore_patterns(".git", ".dvc"))
+    copy.run("python", "stages/train.py")
+    return copy.workspace.model_weights.read_bytes()
+
+
+@contextlib.contextmanager
+def started(checkout: Checkout, *command: str, log: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """A DVC command under way; it and what it started are killed at the end of the block."""
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(checkout.root / "src"),
+    }
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            ["dvc", *command],
+            cwd=checkout.root,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def last_step(checkout: Checkout) -> int:
+    """Of the newest checkpoint; 0 without one."""
+    names = (path.name for path in (checkout.workspace.state / "checkpoints").glob("*/step-*.pt"))
+    return max((int(name.split("-")[1]) for name in names), default=0)
+
+
+def wait_until_trained_beyond(
+    step: int, checkout: Checkout, process: "subprocess.Popen[bytes]", log: Path
+) -> None:
+    until = time.monotonic() + 120
+    while last_step(checkout) <= step:
+        assert process.poll() is None and time.monotonic() < until, log.read_text()
+        time.sleep(0.01)
+
+
+def check_that_a_second_is_refused(checkout: Checkout, first: "subprocess.Popen[bytes]") -> None:
+    os.killpg(first.pid, signal.SIGSTOP)  # so that it is at work for as long as the second needs
+    second = checkout.dvc("repro", "train", expect=None)
+    os.killpg(first.pid, signal.SIGCONT)
+    assert second.code != 0
+    assert f"busy, it is being blocked by:\n  (PID {first.pid})" in second.output
+    assert "Traceback" not in second.output
+
+
+def test_a_killed_experiment_goes_on_anywhere_and_ends_with_the_same_bytes(
+    checkout: Checkout, undisturbed: bytes, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.txt"
+    killed_at = 0
+    for command in (("exp", "run", "train"), ("exp", "run", "--temp", "train")):
+        with started(checkout, *command, log=log) as process:
+            wait_until_trained_beyond(killed_at, checkout, process, log)
+        assert (RESUMED.search(log.read_text()) is not None) == (killed_at > 0), log.read_text()
+        killed_at = last_step(checkout)
+    with started(checkout, "exp", "run", "train", log=log) as process:
+        wait_until_trained_beyond(killed_at, checkout, process, log)
+        check_that_a_second_is_refused(checkout, process)
+        assert process.wait(120) == 0, log.read_text()
+    resumed = RESUMED.search(log.read_text())
+    assert resumed is not None and int(resumed[1]) == killed_at, log.read_text()
+    assert checkout.workspace.model_weights.read_bytes() == undisturbed
+    assert "Traceback" not in log.read_text()
+    assert checkout.dvc("repro", "train").kept == ["download", "prepare", "train"]

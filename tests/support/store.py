@@ -1,0 +1,203 @@
+"""The stages as the trackers see them, and MLflow stores to send them to: SQLite files and a real server."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cifarflow.config.schema import MlflowConfig, TensorboardConfig, TrackingConfig
+from cifarflow.tracking import DatasetRecord, PipelineState, RunIdentity, open_tracker
+from cifarflow.workspace import Workspace
+
+CLASSES = ["cat", "dog", "frog"]
+PARAMS = {"model.name": "tudui", "seed": 1, "model.tudui.hidden": None, "widths": [1, 2], "long": "x" * 7000}
+MANY_PARAMS = {f"param.{number}": number for number in range(130)}
+DATASET = DatasetRecord(name="shapes", digest="d" * 64, source="generator", counts={"train": 10, "test": 4})
+
+
+def identity(train: str = "a", evaluate: str = "b", export: str = "c") -> RunIdentity:
+    keys = {"train": train * 64, "evaluate": evaluate * 64, "export": export * 64}
+    return RunIdentity(run_key=keys["train"], stage_keys=keys)
+
+
+def tracking(uri: str | None = None, *, timeout_seconds: int = 1) -> TrackingConfig:
+    return TrackingConfig(
+        mlflow=MlflowConfig(enabled=True, uri=uri, experiment="cifarflow", timeout_seconds=timeout_seconds),
+        tensorboard=TensorboardConfig(enabled=False, pictures=0, graph=False, histograms=False),
+    )
+
+
+def make_workspace(home: Path, empty_store: Path) -> Workspace:
+    """As under `dvc exp run --temp`: the stage works in another folder than the repository."""
+    workspace = Workspace(root=home / "temporary", home=home)
+    workspace.root.mkdir(parents=True)
+    shutil.copyfile(empty_store, workspace.mlflow_database)
+    return workspace
+
+
+def train(
+    workspace: Workspace,
+    key: RunIdentity,
+    *,
+    config: TrackingConfig | None = None,
+    epochs: Iterable[int] = range(3),
+    tags: dict[str, str] | None = None,
+) -> float:
+    """Three epochs and an artifact; returns the longest time in seconds that one call took."""
+    longest = 0.0
+    with open_tracker(
+        "train",
+        PipelineState(
+            identity=key,
+            params={**PARAMS, **MANY_PARAMS},
+            tags=tags or {"git.commit": "0" * 40},
+            dataset=DATASET,
+        ),
+        tracking=config or tracking(),
+        workspace=workspace,
+    ) as tracker:
+        for epoch in epochs:
+            began = time.perf_counter()
+            tracker.metrics({"train_loss": 1 / (epoch + 3), "train_accuracy": epoch / 10}, step=epoch)
+            longest = max(longest, time.perf_counter() - began)
+        with tempfile.TemporaryDirectory(dir=workspace.root) as temporary:
+            curve = Path(temporary) / "curve.csv"
+            curve.write_text("epoch,loss\n")
+            tracker.artifact(curve, folder="plots")
+    return longest
+
+
+def evaluate(workspace: Workspace, key: RunIdentity, *, params: dict[str, Any] | None = None) -> None:
+    with open_tracker(
+        "evaluate",
+        PipelineState(identity=key, params={**PARAMS, **(params or {})}, tags={"device": "cpu"}),
+        tracking=tracking(),
+        workspace=workspace,
+    ) as tracker:
+        tracker.metrics({"test_accuracy": 0.94}, step=0)
+
+
+def export(
+    workspace: Workspace, key: RunIdentity, path: Path, *, config: TrackingConfig | None = None
+) -> None:
+    with open_tracker(
+        "export",
+        PipelineState(identity=key, params=PARAMS, tags={}),
+        tracking=config or tracking(),
+        workspace=workspace,
+    ) as tracker:
+        tracker.metrics({"export_agreement": 1.0}, step=0)
+        tracker.onnx_model(path, image_size=32, classes=CLASSES)
+
+
+class Store:
+    """Reads a store through MLflow's own client."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> "Store":
+        return cls(f"sqlite:///{workspace.mlflow_database.as_posix()}")
+
+    @property
+    def experiment(self) -> Any:
+        return self.client.get_experiment_by_name("cifarflow")
+
+    def runs(self) -> list[Any]:
+        return self.client.search_runs(
+            [self.experiment.experiment_id], order_by=["attributes.start_time ASC"]
+        )
+
+    def run(self) -> Any:
+        (run,) = self.runs()
+        return run
+
+    def history(self, run: Any, metric: str) -> list[tuple[int, float]]:
+        return [
+            (point.step, point.value) for point in self.client.get_metric_history(run.info.run_id, metric)
+        ]
+
+    def artifacts(self, run: Any, folder: str | None = None) -> list[str]:
+        return sorted(file.path for file in self.client.list_artifacts(run.info.run_id, folder))
+
+    def models(self) -> list[Any]:
+        return list(self.client.search_logged_models([self.experiment.experiment_id]))
+
+    def content(self, run: Any) -> dict[str, Any]:
+        """All that is the same for two runs of one state, wherever and whenever they were written."""
+        return {
+            "params": run.data.params,
+            "tags": run.data.tags,
+            "metrics": {name: self.history(run, name) for name in run.data.metrics},
+            "artifacts": self.artifacts(run, "plots"),
+            "datasets": [used.dataset.digest for used in run.inputs.dataset_inputs],
+            "models": len(run.outputs.model_outputs) if run.outputs else 0,
+            "status": run.info.status,
+        }
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def mlflow_server(
+    port: int, folder: Path, empty_store: Path
+) -> contextlib.AbstractContextManager["subprocess.Popen[bytes]"]:
+    """A server on what `folder` holds; a new folder gets an empty store."""
+    if not folder.exists():
+        folder.mkdir()
+        shutil.copyfile(empty_store, folder / "mlflow.db")
+    store = ["--backend-store-uri", f"sqlite:///{(folder / 'mlflow.db').as_posix()}"]
+    artifacts = ["--artifacts-destination", (folder / "artifacts").as_uri()]
+    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return mlflow_process(["server", *store, *artifacts, *address], f"http://127.0.0.1:{port}/health")
+
+
+@contextlib.contextmanager
+def mlflow_process(command: list[str], health: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """A running `mlflow ...` that answers at `health`; it and its workers are ended afterwards."""
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as `uv run` sets it
+    quick = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **quick, "PATH": programs},
+        start_new_session=True,
+    )
+
+    def answers() -> bool:
+        assert process.poll() is None, f"mlflow ended with {process.returncode}"
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            urllib.request.urlopen(health, timeout=5).close()
+            return True
+        return False
+
+    try:
+        wait_for(answers)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
