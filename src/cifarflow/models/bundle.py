@@ -8,6 +8,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cifarflow import files
 from cifarflow.errors import CheckpointError, MissingInputError
@@ -63,9 +64,8 @@ def load_model(weights: Path, description: Path) -> tuple[nn.Module, ModelDescri
             f"{weights} and {description} cannot be read: {error}. Run `uv run dvc checkout`."
         ) from None
     try:
-        with torch.device(
-            "meta"
-        ):  # shapes only: nothing is drawn or allocated before the weights are known to fit
+        # Shapes only: nothing is drawn or allocated before the weights are known to fit.
+        with torch.device("meta"), _Undrawn():
             model = create_model(
                 facts.architecture,
                 num_classes=len(facts.classes),
@@ -76,6 +76,15 @@ def load_model(weights: Path, description: Path) -> tuple[nn.Module, ModelDescri
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{weights} does not fit the network in {description}: {error}") from None
     return model.eval(), facts
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of weights: on the meta device it has no effect but to load torch's compiler, a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _offline(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """ResNet-18 in its CIFAR form."""
 
-import torchvision
 from torch import nn
 
 from cifarflow.models.registry import MODELS
@@ -13,6 +12,8 @@ def resnet18(*, num_classes: int, image_size: int) -> nn.Module:
     The first 7x7 convolution of stride 2 and the max-pool, made for 224 pixels, would leave a 32-pixel picture only
     8 pixels wide; a 3x3 convolution of stride 1 takes their place, as in section 4.2 of that paper.
     """
+    import torchvision  # here: it takes a second, which a stage with another network need not wait
+
     network = torchvision.models.resnet18(weights=None, num_classes=num_classes)
     if image_size <= 64:
         network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)

@@ -1,11 +1,14 @@
 """VGG-16 of torchvision, adapted to another number of classes in the course's two ways."""
 
-import torchvision
+from typing import TYPE_CHECKING
+
 from torch import nn
-from torchvision.models.vgg import VGG
 
 from cifarflow.errors import DownloadError
 from cifarflow.models.registry import MODELS
+
+if TYPE_CHECKING:
+    from torchvision.models.vgg import VGG
 
 IMAGENET_CLASSES = 1000
 HIDDEN_UNITS = 4096
@@ -18,6 +21,8 @@ def vgg16(*, num_classes: int, image_size: int, head: str = "replace", pretraine
     `head="replace"` puts a new last layer 4096 -> `num_classes`; `head="append"` keeps the 1000 ImageNet outputs and
     adds a layer 1000 -> `num_classes` behind them. Raises DownloadError when the pretrained weights cannot be had.
     """
+    import torchvision  # here: it takes a second, which a stage with another network need not wait
+
     network = _pretrained() if pretrained else torchvision.models.vgg16(weights=None)
     if head == "append":
         network.classifier.add_module("add_linear", nn.Linear(IMAGENET_CLASSES, num_classes))
@@ -26,7 +31,9 @@ def vgg16(*, num_classes: int, image_size: int, head: str = "replace", pretraine
     return network
 
 
-def _pretrained() -> VGG:
+def _pretrained() -> "VGG":
+    import torchvision
+
     weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
     try:
         return torchvision.models.vgg16(weights=weights)

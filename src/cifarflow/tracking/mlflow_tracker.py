@@ -112,16 +112,17 @@ class MlflowTracker:
             if run is None:
                 started = _start_of(state, [event for _, events in recorded for event in events])
                 run = retry_when_locked(lambda: _create_run(client, experiment_id, state, started=started))
-        replay = RunReplay(client, run, state)
-        replay.fill_in(state)
-        sent = sum(replay.send(journal, events) for journal, events in recorded)
-        retry_when_locked(lambda: _follow_status(client, run, [events[-1] for _, events in recorded]))
+            replay = RunReplay(client, run, state)
+            replay.fill_in(state)
+            sent = sum(replay.send(journal, events) for journal, events in recorded)
+            retry_when_locked(lambda: _follow_status(client, run, [events[-1] for _, events in recorded]))
         return Completion(changed=created or sent > 0, events_sent=sent)
 
     def _alone(self) -> FileLock:
-        """Keeps the processes of this repository apart while one makes the store, the experiment or a run.
+        """Keeps the processes of this repository apart while one makes the store or completes a run.
 
-        MLflow's own lock is not enough: four first starts at once break each other's migrations.
+        MLflow's own locks are not enough: four first starts at once break each other's migrations, and of two
+        that log one dataset at once (a stage and `cifarflow sync`, two experiments) one fails on its key.
         """
         self._workspace.state.mkdir(parents=True, exist_ok=True)
         return FileLock(self._workspace.state / "mlflow.lock", timeout=LOCK_TIMEOUT_SECONDS)
