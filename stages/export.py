@@ -2,7 +2,7 @@
 
 import sys
 
-import checkout  # noqa: F401 - first: it says where cifarflow is
+import start  # noqa: F401 - first: it says where cifarflow is
 
 from cifarflow import errors, files
 from cifarflow.config import flatten, load_config

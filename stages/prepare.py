@@ -3,7 +3,7 @@
 import sys
 import time
 
-import checkout  # noqa: F401 - first: it says where cifarflow is
+import start  # noqa: F401 - first: it says where cifarflow is
 
 from cifarflow import errors
 from cifarflow.config import load_config

@@ -177,7 +177,7 @@ def test_an_experiment_in_a_temporary_folder_loses_nothing(checkout: Checkout) -
 
 
 def test_what_was_trained_once_is_restored_and_never_trained_again(checkout: Checkout) -> None:
-    """Neither what an experiment made elsewhere, when the params come to it, nor what was here before, on the way back."""
+    """Neither what an experiment made elsewhere, when the params come to it, nor, on the way back, what was here."""
     first_key = run_key(checkout)
     checkout.set_params(train__optimizer__muon__norm_learning_rate=COLDER)
     outcome = checkout.dvc("repro")
