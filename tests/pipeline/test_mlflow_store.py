@@ -5,6 +5,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.request import url2pathname
@@ -212,6 +213,19 @@ def test_experiments_side_by_side_all_arrive(workspace: Workspace) -> None:
     assert len(store.runs()) == 4
     for run in store.runs():
         assert [step for step, _ in store.history(run, "train_loss")] == list(range(10))
+
+
+def test_several_that_send_one_run_at_once_do_not_get_in_each_others_way(workspace: Workspace) -> None:
+    """As `cifarflow sync` beside a stage whose store was locked until now: both find that the run lacks everything."""
+    config = tracking()
+    off = config.model_copy(update={"mlflow": config.mlflow.model_copy(update={"enabled": False})})
+    train(workspace, identity(), config=off, epochs=range(10))
+    with ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(lambda _: sync(workspace, config), range(4)))
+    assert [report.failures for report in reports] == [()] * 4
+    assert sum(report.events_sent > 0 for report in reports) == 1
+    store = Store.of(workspace)
+    assert [step for step, _ in store.history(store.run(), "train_loss")] == list(range(10))
 
 
 def test_a_deleted_experiment_is_named_with_the_way_back(workspace: Workspace) -> None:
