@@ -18,6 +18,8 @@ def main() -> None:
     workspace = Workspace.here()
     config = load_config(workspace.params)
     model, description = load_model(workspace.model_weights, workspace.model_description)
+    # DVC starts this stage once it holds the model: the states on the way to it are needed no longer.
+    files.remove_folder(workspace.all_checkpoints, description.run_key)
     dataset = read_dataset(workspace.dataset)
     with tracked_stage(
         "evaluate", config, workspace, run_key=description.run_key, dataset=dataset, tags={}

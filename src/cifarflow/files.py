@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,13 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def remove_folder(parent: Path, name: str) -> None:
+    """Remove the folder `name` of `parent` where it is there; a name that leads elsewhere is that of none."""
+    for folder in parent.glob("*"):
+        if folder.name == name:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

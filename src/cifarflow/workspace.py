@@ -94,8 +94,12 @@ class Workspace:
         """Downloads under way: a broken one goes on from here, since DVC empties `raw` before a stage starts."""
         return self.state / "downloads"
 
+    @property
+    def all_checkpoints(self) -> Path:
+        return self.state / "checkpoints"
+
     def checkpoints(self, run_key: str) -> Path:
-        return self.state / "checkpoints" / run_key
+        return self.all_checkpoints / run_key
 
     @property
     def journals(self) -> Path:

@@ -2,6 +2,7 @@
 
 One story on one checkout: the experiment that is killed in the workspace goes on in a temporary folder, is killed there
 too, and ends in the workspace, with the bytes of a training that nobody disturbed. A second DVC beside it is refused.
+Another training is killed after its end and before DVC's record of it.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,7 +83,7 @@ def started(checkout: Checkout, *command: str, log: Path) -> "Iterator[subproces
 
 def last_step(checkout: Checkout) -> int:
     """Of the newest checkpoint; 0 without one."""
-    names = (path.name for path in (checkout.workspace.state / "checkpoints").glob("*/step-*.pt"))
+    names = (path.name for path in checkout.workspace.all_checkpoints.glob("*/step-*.pt"))
     return max((int(name.split("-")[1]) for name in names), default=0)
 
 
@@ -122,3 +124,29 @@ def test_a_killed_experiment_goes_on_anywhere_and_ends_with_the_same_bytes(
     assert checkout.workspace.model_weights.read_bytes() == undisturbed
     assert "Traceback" not in log.read_text()
     assert checkout.dvc("repro", "train").kept == ["download", "prepare", "train"]
+
+
+def test_a_kill_between_the_last_step_and_the_record_of_dvc_costs_no_training(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    """A server that never answers holds the end of train up, as a locked database does."""
+    log = tmp_path / "log.txt"
+    shutil.rmtree(checkout.workspace.all_checkpoints, ignore_errors=True)  # of the trainings above
+    checkout.workspace.metrics("train").unlink()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        checkout.set_params(
+            train__epochs="2",
+            tracking__mlflow__uri=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            tracking__mlflow__timeout_seconds="60",
+        )
+        with started(checkout, "repro", "train", log=log) as process:
+            until = time.monotonic() + 60
+            while not checkout.workspace.metrics("train").exists():
+                assert process.poll() is None and time.monotonic() < until, log.read_text()
+                time.sleep(0.01)
+    steps = last_step(checkout)
+    checkout.set_params(tracking__mlflow__uri="null")
+    outcome = checkout.dvc("repro", "train")
+    assert f"going on from step {steps} of {steps} " in outcome.output
+    assert "epoch" not in outcome.output, "nothing was left to train"
+    assert len(checkout.workspace.history.read_text().splitlines()) == 1 + 2

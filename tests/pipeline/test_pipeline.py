@@ -74,6 +74,7 @@ def test_repro_runs_every_stage_and_leaves_every_file(checkout: Checkout) -> Non
         assert path.stat().st_size > 0, path
     assert len(workspace.history.read_text().splitlines()) == 3
     assert "Traceback" not in outcome.output
+    assert not list(workspace.all_checkpoints.iterdir()), "the states on the way are needed no longer"
     status = checkout.run("git", "status", "--porcelain").output.split()
     changed = {name.split("/")[0] for name in status[1::2]}
     assert changed == {"dvc.lock", "metrics", "plots"}, "all else is ignored by Git"

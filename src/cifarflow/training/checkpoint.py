@@ -8,7 +8,6 @@ so another folder: an old state is never resumed.
 import hashlib
 import io
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,10 +59,6 @@ class Checkpoints:
                 return state
             logger.warning("checkpoint %s is damaged; the one before it is used", path)
         return None
-
-    def discard(self) -> None:
-        """The run is finished: its model is in DVC's cache, and the states on the way are needed no longer."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*-*.pt"), reverse=True)

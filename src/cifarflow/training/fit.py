@@ -63,8 +63,8 @@ class Fit:
     def run(self) -> None:
         """Train to the end. Raises TrainingInterrupted (state saved) and TrainingError (loss not finite)."""
         per_epoch, total = self.task.batches.steps_per_epoch, self.task.total_steps
-        shown = self.task.processes.is_main
-        with Interrupts() as interrupts, training_progress(total, shown=shown) as progress:
+        is_main = self.task.processes.is_main
+        with Interrupts() as interrupts, training_progress(total, shown=is_main) as progress:
             if self.state.step:
                 progress.say(
                     f"going on from step {self.state.step} of {total} (checkpoint in {self.checkpoints.folder})"
@@ -74,6 +74,8 @@ class Fit:
                 row = self.state.finish_epoch(self._validate())
                 progress.epoch(row, epochs=self.task.config.epochs)
                 self.on_epoch(self.state)
+            if is_main:  # DVC records the result some seconds later: killed until then, the run is not lost
+                self.checkpoints.save(self.state.snapshot(), step=self.state.step)
 
     def _train_epoch(self, epoch: int, interrupts: Interrupts, progress: TrainingProgress) -> None:
         state, task = self.state, self.task

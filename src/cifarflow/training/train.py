@@ -6,7 +6,7 @@ from cifarflow.config.schema import ModelConfig
 from cifarflow.models.bundle import ModelDescription, save_model
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
-from cifarflow.training.report import Recorder, train_metrics
+from cifarflow.training.report import Recorder, train_metrics, write_history
 from cifarflow.training.task import Task
 from cifarflow.workspace import Workspace
 
@@ -35,7 +35,7 @@ def train(
 def save_trained(
     fit: Fit, model_config: ModelConfig, *, run_key: str, workspace: Workspace
 ) -> dict[str, Any]:
-    """Write the model and its description; returns the metrics of the run. The checkpoints have served their time."""
+    """Write the model, its description and the history; returns the metrics of the run."""
     dataset = fit.task.dataset
     description = ModelDescription(
         architecture=model_config.name,
@@ -49,5 +49,7 @@ def save_trained(
     save_model(
         fit.state.result, description, weights=workspace.model_weights, target=workspace.model_description
     )
-    fit.checkpoints.discard()
+    write_history(
+        fit.state.history, workspace.history
+    )  # a run that was killed after its last epoch wrote none again
     return train_metrics(fit.state, fit.task)
