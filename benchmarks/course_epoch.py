@@ -18,7 +18,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from torchvision.transforms import ToTensor
 from benchmarks import command
 from benchmarks.arithmetic import matrix_products
 from benchmarks.command import Effort
+from benchmarks.no_checkpoints import NoCheckpoints
 from benchmarks.pairs import ratios, second_of_two
 from benchmarks.pictures import CLASSES, training_pictures
 from benchmarks.result import Result, Spread
@@ -39,7 +39,6 @@ from cifarflow.config import Config
 from cifarflow.data.augment import Augmentation
 from cifarflow.data.batches import BatchPlan
 from cifarflow.data.packed import DatasetInfo, Split
-from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
 from cifarflow.training.hardware import plan_compute
 from cifarflow.training.task import Pictures, Task
@@ -114,14 +113,14 @@ class CourseLoop:
         self.side.losses.append(loss_sum / steps)
 
 
-class Turns(Checkpoints):
+class Turns(NoCheckpoints):
     """Stands where the loop asks after every step whether to save; there the other side gets its turns.
 
     Nothing in `Fit.run` has to be rebuilt for it: what is timed between two turns is the real loop.
     """
 
     def __init__(self, length: int, other: Callable[[], None]) -> None:
-        super().__init__(Path("never"), math.inf)
+        super().__init__()
         self.length, self.other = length, other
         self.side = Side()
         self.fit: Fit | None = None
@@ -190,7 +189,7 @@ def product_dtype(config: Config) -> torch.dtype:
 def step_flops(config: Config, split: Split) -> int:
     """Counted operations of the forward and backward pass of one step."""
     task = course_task(config, split, steps=1, seed=0)
-    never = Checkpoints(Path("never"), math.inf)
+    never = NoCheckpoints()
     fit = Fit.start(task, task.new_model(config.model, seed=0), checkpoints=never, on_epoch=lambda _: None)
     with FlopCounterMode(display=False) as counter:
         fit.step(

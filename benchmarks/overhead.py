@@ -11,7 +11,6 @@ second is the figure, and the first is there to contradict it if it can.
 
 import contextlib
 import io
-import math
 import os
 import tempfile
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ import torch
 
 from benchmarks import command
 from benchmarks.command import Effort
+from benchmarks.no_checkpoints import NoCheckpoints
 from benchmarks.overhead_costs import (
     Costs,
     Terminal,
@@ -121,7 +121,7 @@ def measure_all(config: Config, folder: Path, *, steps: int, rounds: int) -> Fou
     task = hard_task(config, steps=steps)
     few = min(rounds, RUN_ROUNDS)
     imported = import_cost(config)
-    off = Side(fit=fit_for(task, config, Checkpoints(Path("never"), math.inf)), stream=io.StringIO())
+    off = Side(fit=fit_for(task, config, NoCheckpoints()), stream=io.StringIO())
     first_run = run_cost(config, folder, off.fit, name="first")
     runs = [run_cost(config, folder, off.fit, name=f"run-{number}") for number in range(few)]
     with tracked(config, folder, task, name="turns") as tracker:

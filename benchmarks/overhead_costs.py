@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.no_checkpoints import NoCheckpoints
 from benchmarks.pairs import seconds_of
 from benchmarks.result import Spread
 from benchmarks.setting import PROJECT
@@ -150,7 +151,7 @@ def save_costs(fit: Fit, folder: Path, *, rounds: int) -> list[float]:
 
 def step_costs(*, rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of the extra calls of one step, and processor seconds a second of the bar's drawing thread."""
-    checkpoints = Checkpoints(Path("never"), math.inf)
+    checkpoints = NoCheckpoints()
     calls, drawing = [], []
     for _ in range(rounds):
         with training_progress(STEP_CALLS, stream=Terminal()) as progress:

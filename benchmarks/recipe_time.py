@@ -9,13 +9,13 @@ schedule, of the median time of each kind of step. The pictures are random: the 
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from benchmarks import airbench94, command
 from benchmarks.command import Effort
+from benchmarks.no_checkpoints import NoCheckpoints
 from benchmarks.pairs import alternate, ratios, second_of_two
 from benchmarks.result import Result, Spread
 from benchmarks.setting import recipe_on_cpu
@@ -23,7 +23,6 @@ from cifarflow.config import Config
 from cifarflow.data.augment import Augmentation
 from cifarflow.data.batches import BatchPlan
 from cifarflow.data.packed import DatasetInfo
-from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
 from cifarflow.training.hardware import plan_compute
 from cifarflow.training.optimizers import schedule_groups
@@ -97,7 +96,7 @@ def random_task(config: Config, *, count: int | None = None) -> Task:
 def new_fit(task: Task, config: Config) -> Fit:
     """A training at its first step that saves nothing and tells nobody."""
     model = task.new_model(config.model, seed=config.seed)
-    return Fit.start(task, model, checkpoints=Checkpoints(Path("never"), 1e9), on_epoch=lambda _: None)
+    return Fit.start(task, model, checkpoints=NoCheckpoints(), on_epoch=lambda _: None)
 
 
 def our_schedule(task: Task, config: Config) -> Counter[Kind]:

@@ -29,6 +29,7 @@ from benchmarks import (
     report,
     stages_time,
 )
+from benchmarks.no_checkpoints import NoCheckpoints
 from benchmarks.pairs import alternate, ratios, second_of_two
 from benchmarks.pictures import random_raw
 from benchmarks.result import Result, Spread
@@ -299,8 +300,7 @@ def test_a_terminal_gets_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_sides_of_the_overhead_go_on_by_an_epoch_a_turn(tiny: Config) -> None:
     task = overhead.hard_task(tiny, steps=2)
     assert {task.pixels_at(step) for step in range(task.total_steps)} == {overhead.PIXELS}
-    checkpoints = overhead_costs.Checkpoints(Path("never"), 1e9)
-    side = overhead.Side(fit=overhead.fit_for(task, tiny, checkpoints), stream=overhead_costs.Terminal())
+    side = overhead.Side(fit=overhead.fit_for(task, tiny, NoCheckpoints()), stream=overhead_costs.Terminal())
     assert side.turn() > 0 and side.fit.state.step == 2
     assert side.turn() > 0 and [row["step"] for row in side.fit.state.history] == [2.0, 4.0]
 
