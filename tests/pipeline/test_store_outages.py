@@ -173,9 +173,11 @@ def test_a_database_that_another_process_has_locked_slows_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tracker_module, "LOCAL_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(tracker_module, "SILENT_SECONDS", 0.5)
     with locked(workspace.mlflow_database), caplog.at_level(logging.WARNING, "cifarflow"):
         assert train(workspace, identity(), config=tracking()) < NO_WAIT_SECONDS
     assert said(caplog.text + capfd.readouterr().err) == AT_THE_END
+    assert caplog.text.count("Waiting up to 0 s for MLflow at sqlite:///") == 1
     assert sync(workspace, tracking()).failures == ()
     store = Store.of(workspace)
     assert store.content(store.run()) == expected

@@ -42,6 +42,11 @@ class Sender:
         self._thread.join(timeout_seconds)
         return self._sent == self._notified
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is still trying."""
+        return self._thread.is_alive()
+
     def _loop(self) -> None:
         pause = FIRST_PAUSE_SECONDS
         while (wanted := self._wait_for_work()) is not None:

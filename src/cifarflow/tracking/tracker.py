@@ -19,6 +19,7 @@ from cifarflow.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 LOCAL_PATIENCE_SECONDS = 60.0  # a new SQLite store takes mlflow some seconds to set up, and it can't hang
+SILENT_SECONDS = 3.0  # what a person waits for without being told why
 
 
 class Tracker:
@@ -130,10 +131,21 @@ def _open_sender(config: MlflowConfig, workspace: Workspace, *, state: PipelineS
 
 def _close_sender(sender: Sender, config: MlflowConfig, workspace: Workspace) -> None:
     sender.notify()  # of the status event
-    local = not is_server(MlflowTracker(config, workspace).uri)
-    patience = max(LOCAL_PATIENCE_SECONDS, config.timeout_seconds) if local else config.timeout_seconds
-    if not sender.close(timeout_seconds=patience):
+    uri = MlflowTracker(config, workspace).uri
+    local_seconds = max(LOCAL_PATIENCE_SECONDS, config.timeout_seconds)
+    patience = config.timeout_seconds if is_server(uri) else local_seconds
+    if not _close_in_time(sender, patience, store=without_password(uri)):
         logger.warning(
             "MLflow lacks a part of this run; `uv run cifarflow sync` sends the rest from %s.",
             workspace.journals,
         )
+
+
+def _close_in_time(sender: Sender, patience: float, *, store: str) -> bool:
+    """Whether all was sent within `patience` seconds; a longer wait is told of."""
+    sent = sender.close(timeout_seconds=min(SILENT_SECONDS, patience))
+    more = patience - SILENT_SECONDS
+    if sent or not sender.is_busy or more <= 0:
+        return sent
+    logger.warning("Waiting up to %.0f s for MLflow at %s to take the rest of this run.", more, store)
+    return sender.close(timeout_seconds=more)

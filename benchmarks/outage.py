@@ -1,0 +1,124 @@
+"""Time of an epoch while MLflow cannot be reached over the time of one while it can.
+
+Each turn is a process of its own that trains a few epochs of the default recipe at 20 pixels, where an epoch is
+shortest, with everything that a training reports to switched on, and MLflow's store in one of three states: a SQLite
+file; a server that takes connections and never answers; a SQLite file that another program has locked. The figure is
+the slower of the two outages, by the time of its epochs over that of the healthy store's in the same round.
+
+    uv run python -m benchmarks.outage
+"""
+
+import contextlib
+import io
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import command
+from benchmarks.command import Effort
+from benchmarks.no_checkpoints import NoCheckpoints
+from benchmarks.overhead import fit_for, hard_task
+from benchmarks.overhead_costs import recorder_for, tracked, with_own_store
+from benchmarks.pairs import alternate, ratios, seconds_of
+from benchmarks.result import Result, Spread
+from benchmarks.setting import PROJECT, recipe_on_cpu
+from cifarflow.config import Config
+
+GOAL = 1.05
+EPOCHS, STEPS_AN_EPOCH = 4, 6
+HEALTHY, SILENT, LOCKED = "healthy", "silent", "locked"
+TURN = "--turn"
+
+
+def measure(effort: Effort) -> Result:
+    seconds = alternate(
+        {state: lambda state=state: turn_in_a_process(state) for state in (HEALTHY, SILENT, LOCKED)},
+        rounds=effort.rounds,
+    )
+    found = {state: Spread.of(ratios(seconds[state], seconds[HEALTHY])) for state in (SILENT, LOCKED)}
+    for state, times in seconds.items():
+        print(f"{state}: {Spread.of(times)} s for {EPOCHS} epochs of {STEPS_AN_EPOCH} steps")
+    for state, spread in found.items():
+        print(f"{state} over {HEALTHY}: {spread}")
+    worst = max(found.values(), key=lambda spread: spread.median)
+    return Result(
+        name="epochs while MLflow's server is silent, or its database locked",
+        against="epochs while it answers",
+        goal=GOAL,
+        at_least=False,
+        unit="x",
+        value=worst.median,
+        low=worst.low,
+        high=worst.high,
+        rounds=effort.rounds,
+    )
+
+
+def turn_in_a_process(state: str) -> float:
+    """Seconds of all epochs of one turn; raises RuntimeError with the process's output when it fails."""
+    program = [sys.executable, "-m", "benchmarks.outage", TURN, state]
+    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or len(lines) != 1:
+        raise RuntimeError(f"{' '.join(program)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return json.loads(lines[0])["seconds"]
+
+
+def take_turn(state: str) -> None:
+    """Train, and print the seconds of all epochs, with what is reported after each."""
+    recipe = recipe_on_cpu("cifar94")
+    train = recipe.train.model_copy(update={"epochs": float(EPOCHS)})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = with_own_store(recipe.model_copy(update={"train": train}), folder)
+        make_store(config, folder)
+        seconds = train_seconds(config, folder, state)
+    print(json.dumps({"seconds": seconds}), flush=True)
+
+
+def make_store(config: Config, folder: Path) -> None:
+    """MLflow's tables, which take seconds to make and can only be made while nothing is wrong."""
+    with tracked(config, folder, hard_task(config, steps=1), name="before"):
+        pass
+
+
+def train_seconds(config: Config, folder: Path, state: str) -> float:
+    task = hard_task(config, steps=STEPS_AN_EPOCH)
+    with contextlib.ExitStack() as store:
+        config = store.enter_context(in_state(state, config, folder))
+        with tracked(config, folder, task, name="run") as tracker:
+            recorder = recorder_for(tracker, config, folder)
+            fit = fit_for(task, config, NoCheckpoints(), recorder)
+            with contextlib.redirect_stdout(io.StringIO()):
+                seconds = seconds_of(fit.run)
+            store.close()  # before the tracker waits for the last to be sent
+    return seconds
+
+
+@contextlib.contextmanager
+def in_state(state: str, config: Config, folder: Path) -> Iterator[Config]:
+    """The store as asked for while the block runs, and the params that lead to it."""
+    if state == SILENT:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            tracking = config.tracking
+            uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+            mlflow = tracking.mlflow.model_copy(update={"uri": uri})
+            yield config.model_copy(update={"tracking": tracking.model_copy(update={"mlflow": mlflow})})
+    elif state == LOCKED:
+        with contextlib.closing(sqlite3.connect(folder / "mlflow.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            yield config
+    else:
+        yield config
+
+
+if __name__ == "__main__":
+    if TURN in sys.argv:
+        take_turn(sys.argv[-1])
+    else:
+        command.run(measure, description=__doc__, rounds=5, quick_rounds=1)
