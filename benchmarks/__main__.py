@@ -24,6 +24,7 @@ BENCHMARKS = (
     "course_epoch",
     "augmentation",
     "overhead",
+    "outage",
     "processes",
     "memory",
     "stages_time",

@@ -104,7 +104,7 @@ def step_flops(fit: Fit, kind: Kind) -> int:
     """
     task = fit.task
     freeze_as_in(kind, fit)
-    count = min(task.config.micro_batch_size, task.config.batch_size)
+    count = min(task.compute.micro_batch_size, task.config.batch_size)
     step = replace(fit.step, optimizers=[])
     step.clear_gradients()
     with FlopCounterMode(display=False) as counter:
@@ -138,7 +138,7 @@ class ConvolutionLog(TorchDispatchMode):
 def convolutions(fit: Fit) -> list[Layer]:
     """Those of the network, for one micro-batch of full-sized pictures."""
     task = fit.task
-    images = task.train.images[: task.config.micro_batch_size]
+    images = task.train.images[: task.compute.micro_batch_size]
     with torch.no_grad(), ConvolutionLog() as log:
         fit.state.model(task.preprocess(task.dataset.image_size)(images))
     return log.layers

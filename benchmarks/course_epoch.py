@@ -183,7 +183,7 @@ def measure(effort: Effort) -> Result:
 
 
 def product_dtype(config: Config) -> torch.dtype:
-    return torch.bfloat16 if plan_compute(config.train).precision == "bf16" else torch.float32
+    return torch.bfloat16 if plan_compute(config.train, image_size=32).precision == "bf16" else torch.float32
 
 
 def step_flops(config: Config, split: Split) -> int:
@@ -222,7 +222,7 @@ def course_task(config: Config, split: Split, *, steps: int, seed: int) -> Task:
     train = config.train.model_copy(update={"epochs": steps / batches.steps_per_epoch})
     return Task(
         config=train,
-        compute=plan_compute(train),
+        compute=plan_compute(train, image_size=split.images.shape[1]),
         train=pictures,
         validation=few,
         dataset=DatasetInfo(

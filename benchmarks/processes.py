@@ -21,6 +21,7 @@ from benchmarks.pairs import alternate, ratios, seconds_of
 from benchmarks.recipe_time import new_fit, our_schedule, our_steps, random_task, training_seconds
 from benchmarks.result import Result, Spread
 from benchmarks.setting import PROJECT, recipe_on_cpu
+from cifarflow.training.hardware import plan_compute
 from cifarflow.training.processes import joined
 
 GOAL = 0.9
@@ -69,9 +70,8 @@ def pictures_a_second(program: Sequence[str]) -> float:
 def take_turn(steps: int) -> None:
     """In each process of a turn: time the recipe's kinds of steps together; the main one says the rate."""
     with joined() as processes:
-        if processes.count == 1:
-            torch.set_num_threads(processors())
         config = recipe_on_cpu("cifar94")
+        plan_compute(config.train, image_size=32, processes=processes).take_effect()
         torch.manual_seed(0)  # the same random pictures in every process
         task = replace(random_task(config), processes=processes)
         seconds = {}

@@ -82,7 +82,7 @@ def random_task(config: Config, *, count: int | None = None) -> Task:
     )
     return Task(
         config=config.train,
-        compute=plan_compute(config.train),
+        compute=plan_compute(config.train, image_size=32),
         train=pictures,
         validation=pictures,
         dataset=dataset,

@@ -8,7 +8,6 @@ from cifarflow import errors, files
 from cifarflow.config import load_config
 from cifarflow.provenance import compute_tags, tracked_stage, train_key
 from cifarflow.training.checkpoint import Checkpoints
-from cifarflow.training.hardware import plan_compute
 from cifarflow.training.processes import joined
 from cifarflow.training.report import Recorder
 from cifarflow.training.task import Task
@@ -20,17 +19,14 @@ def main() -> None:
     workspace = Workspace.here()
     config = load_config(workspace.params)
     with joined() as processes:
-        compute = plan_compute(config.train)
-        task = Task.load(
-            config.train, seed=config.seed, compute=compute, workspace=workspace, processes=processes
-        )
-        facts = compute.describe()
+        task = Task.load(config.train, seed=config.seed, workspace=workspace, processes=processes)
+        facts = task.compute.describe()
         run_key = train_key(config, workspace, data=task.dataset.digests, compute=facts)
         checkpoints = Checkpoints(workspace.checkpoints(run_key), config.checkpoint.interval_seconds)
         if not processes.is_main:
             train(task, config.model, seed=config.seed, checkpoints=checkpoints)
             return
-        print("train:", "; ".join(compute.reasons), flush=True)
+        print("train:", "; ".join(task.compute.reasons), flush=True)
         with tracked_stage(
             "train", config, workspace, run_key=run_key, dataset=task.dataset, tags=compute_tags(facts)
         ) as tracker:

@@ -9,7 +9,6 @@ from cifarflow.data.prepare import prepare
 from cifarflow.data.sources import SOURCES, FetchContext, ReadContext
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import EpochHook, Fit
-from cifarflow.training.hardware import plan_compute
 from cifarflow.training.task import Task
 from cifarflow.workspace import Workspace
 
@@ -67,7 +66,7 @@ def small_workspace(root: Path, config: Config) -> Workspace:
 
 
 def small_task(workspace: Workspace, config: Config) -> Task:
-    return Task.load(config.train, seed=config.seed, compute=plan_compute(config.train), workspace=workspace)
+    return Task.load(config.train, seed=config.seed, workspace=workspace)
 
 
 def small_fit(

@@ -1,5 +1,6 @@
 """The training loop: against a loop written out by hand, and across interruptions."""
 
+import functools
 import os
 import signal
 from pathlib import Path
@@ -90,6 +91,23 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(
         fit.run()
     assert_equal_weights(weights(runs[0]), weights(runs[1]))
     assert not torch.equal(weights(runs[0])["head.weight"], weights(runs[2])["head.weight"])
+
+
+def test_deterministic_and_compiled_trainings_end_with_the_same_weights(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captured as for a compiler, but run by torch's own kernels: generating code takes a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain, deterministic, compiled = (
+        small_fit(workspace, small_config(**changes), checkpoints=fresh(tmp_path / str(number)))
+        for number, changes in enumerate(({}, {"train__deterministic": True}, {"train__compile": True}))
+    )
+    assert compiled.step.forward is not compiled.step.model
+    for fit in (plain, deterministic, compiled):
+        fit.task.compute.take_effect()
+        fit.run()
+        assert_equal_weights(weights(fit), weights(plain))
+    torch.use_deterministic_algorithms(False)
 
 
 class SignalAt(Checkpoints):

@@ -1,20 +1,95 @@
-"""The choice of device, precision and memory format."""
+"""What `auto` is on which machine."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cifarflow.errors import ConfigError
-from cifarflow.training import hardware
-from cifarflow.training.hardware import plan_compute
+from cifarflow.training import hardware, processes
+from cifarflow.training.hardware import ComputePlan, plan_compute
+from cifarflow.training.processes import Processes, usable_processors
 from tests.support.small import small_config
 
 
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """What a plan sets for the whole process is taken back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def plan(processes: Processes | None = None, *, image_size: int = 32, **changes: Any) -> ComputePlan:
+    config = small_config(**{f"train__{name}": value for name, value in {"device": "cpu", **changes}.items()})
+    return plan_compute(config.train, image_size=image_size, processes=processes)
+
+
 def test_what_is_asked_for_is_taken() -> None:
-    config = small_config(train__precision="bf16", train__memory_format="contiguous", train__device="cpu")
-    plan = plan_compute(config.train)
-    assert plan.describe() == {"device": "cpu", "precision": "bf16", "memory_format": "contiguous"}
-    with plan.autocast():
+    asked = plan(
+        precision="bf16",
+        memory_format="contiguous",
+        micro_batch_size=7,
+        threads=3,
+        compile=False,
+        deterministic=True,
+    )
+    assert asked.describe() == {
+        "device": "cpu",
+        "precision": "bf16",
+        "memory_format": "contiguous",
+        "micro_batch_size": "7",
+        "compile": "false",
+    }
+    assert len(asked.reasons) == 7 and all("as asked" in reason for reason in asked.reasons)
+    with asked.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    asked.take_effect()
+    assert torch.get_num_threads() == 3
+    assert torch.are_deterministic_algorithms_enabled()
+    plan().take_effect()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("image_size", "batch_size", "size"), [(32, 1000, 128), (64, 1000, 32), (512, 1000, 1), (32, 64, 64)]
+)
+def test_a_micro_batch_fits_the_cache(image_size: int, batch_size: int, size: int) -> None:
+    chosen = plan(image_size=image_size, batch_size=batch_size, micro_batch_size="auto")
+    assert chosen.micro_batch_size == size
+    assert f"micro-batches of {size}: their activations stay in the cache" in chosen.reasons
+
+
+@pytest.mark.parametrize(
+    ("granted", "processors"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("", 8)]
+)
+def test_threads_are_those_that_a_container_grants(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, granted: str, processors: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(granted)
+    quota = processes._quota
+    monkeypatch.setattr(processes, "_quota", lambda: quota(tmp_path / "cpu.max"))
+    assert usable_processors() == processors
+
+
+def test_processes_of_one_machine_share_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "usable_processors", lambda: 8)
+    torch.set_num_threads(1)  # as torchrun does
+    assert plan(Processes(rank=1, count=4, local_count=4), threads="auto").threads == 2
+    assert plan(threads="auto").threads == 1, "OMP_NUM_THREADS is a wish of the user's"
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
+    assert not plan(compile="auto").compile
+    with pytest.raises(ConfigError, match=r"train\.compile is true.*Install one, or use auto"):
+        plan(compile=True)
 
 
 @pytest.mark.parametrize(
@@ -25,12 +100,12 @@ def test_the_processors_flags_decide_the_precision(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
 ) -> None:
     monkeypatch.setattr(hardware, "_cpu_capabilities", lambda: capabilities)
-    plan = plan_compute(small_config(train__precision="auto", train__device="cpu").train)
-    assert plan.precision == precision
-    assert any(reason.startswith(precision) for reason in plan.reasons)
+    chosen = plan(precision="auto")
+    assert chosen.precision == precision
+    assert any(reason.startswith(precision) for reason in chosen.reasons)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"train\.device is 'cuda'.*Use auto or cpu"):
-        plan_compute(small_config(train__device="cuda").train)
+        plan(device="cuda")

@@ -8,7 +8,7 @@ override: `dvc exp run -S model.name=resnet18`.
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -17,6 +17,23 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 ImageSize = Annotated[int, Field(ge=16, le=512)]
+
+
+def _auto_or_count(value: Any) -> Any:
+    """As one rule: of a union pydantic tells one fault for each of its types."""
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f"got {value!r}; 'auto' or a whole number of 1 or more is allowed")
+
+
+def _auto_or_bool(value: Any) -> Any:
+    if value == "auto" or type(value) is bool:
+        return value
+    raise ValueError(f"got {value!r}; 'auto', true or false is allowed")
+
+
+AutoOrCount = Annotated[int | Literal["auto"], PlainValidator(_auto_or_count)]
+AutoOrBool = Annotated[bool | Literal["auto"], PlainValidator(_auto_or_bool)]
 
 
 class Section(BaseModel):
@@ -159,7 +176,7 @@ class TrainConfig(Section):
     launch: Annotated[str, Field(min_length=1)]
     epochs: Annotated[float, Field(gt=0, le=10_000)]
     batch_size: PositiveInt
-    micro_batch_size: PositiveInt
+    micro_batch_size: AutoOrCount
     augment: AugmentConfig
     resolution: Annotated[tuple[ResolutionStep, ...], Field(strict=False)]
     selection: Annotated[tuple[SelectionStep, ...], Field(strict=False)]
@@ -170,10 +187,13 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"]
     memory_format: Literal["auto", "channels_last", "contiguous"]
     device: Literal["auto", "cpu", "cuda"]
+    threads: AutoOrCount
+    compile: AutoOrBool
+    deterministic: bool
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
-        if self.micro_batch_size > self.batch_size:
+        if self.micro_batch_size != "auto" and self.micro_batch_size > self.batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}"
             )

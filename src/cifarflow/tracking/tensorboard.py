@@ -121,7 +121,7 @@ def histogram(tensor: "torch.Tensor") -> dict[str, Any]:
     """
     import torch
 
-    values = tensor.detach().float().flatten()
+    values = tensor.detach().float().flatten().cpu()  # there, since torch.histc on a GPU is not deterministic
     total = values.sum(dtype=torch.float64).item()
     if not math.isfinite(total):
         values = values[values.isfinite()]

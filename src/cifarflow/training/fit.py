@@ -51,10 +51,10 @@ class Fit:
         task.processes.agree(model)
         step = Step(
             model=model,
+            forward=task.compute.compiled(model),
             optimizers=optimizers,
             loss=LOSSES.get(config.loss.name, where="params.yaml: train.loss.name"),
             label_smoothing=config.loss.label_smoothing,
-            micro_batch_size=config.micro_batch_size,
             compute=task.compute,
             processes=task.processes,
         )

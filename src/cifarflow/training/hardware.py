@@ -1,15 +1,23 @@
-"""What this machine is good at: device, precision and memory format, each chosen with a reason."""
+"""What this machine is good at: each `auto` of params.yaml resolved, with a reason that is printed."""
 
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from cifarflow.config.schema import TrainConfig
 from cifarflow.errors import ConfigError
+from cifarflow.training.processes import Processes, usable_processors
 
 BF16_UNITS = ("amx_bf16", "avx512_bf16")
+CACHED_PIXELS = (
+    1 << 17
+)  # of one micro-batch: 128 pictures of 32 x 32, whose activations stay in a processor's cache
+COMPILERS = ("c++", "g++", "clang++")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +27,10 @@ class ComputePlan:
     device: torch.device
     precision: str
     memory_format: torch.memory_format
+    micro_batch_size: int
+    threads: int
+    compile: bool
+    deterministic: bool
     reasons: tuple[str, ...]
 
     @contextlib.contextmanager
@@ -26,24 +38,59 @@ class ComputePlan:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             yield
 
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """What a step calls in place of `model`, whose weights it shares."""
+        return torch.compile(model) if self.compile else model  # pyright: ignore[reportReturnType]
+
+    def take_effect(self) -> None:
+        """Make the settings of the whole process that go with the plan."""
+        torch.set_num_threads(self.threads)
+        torch.use_deterministic_algorithms(self.deterministic)
+        if self.deterministic:
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # cuBLAS wants it before its first product
+
     def describe(self) -> dict[str, str]:
-        """The choices as plain text, for metrics and tags."""
+        """What decides the result beside the params, as plain text for keys, metrics and tags."""
         layout = "channels_last" if self.memory_format == torch.channels_last else "contiguous"
-        return {"device": self.device.type, "precision": self.precision, "memory_format": layout}
+        return {
+            "device": self.device.type,
+            "precision": self.precision,
+            "memory_format": layout,
+            "micro_batch_size": str(self.micro_batch_size),
+            "compile": str(self.compile).lower(),
+        }
 
 
-def plan_compute(config: TrainConfig) -> ComputePlan:
-    """Resolve the `auto` choices for this machine. Raises ConfigError when `cuda` is asked for and there is none."""
-    chosen_device, device_reason = _choose_device(config.device)
-    chosen_precision, precision_reason = _choose_precision(config.precision, chosen_device)
-    channels_last = config.memory_format != "contiguous"
-    asked = config.memory_format != "auto"
-    layout_reason = "channels_last: " + ("as asked" if asked else "convolutions are fastest on it")
+def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes | None = None) -> ComputePlan:
+    """Resolve the `auto` choices for this machine and pictures of `image_size` pixels a side.
+
+    Raises ConfigError when `cuda` is asked for and there is none, or compiling and there is no compiler.
+    """
+    device, device_reason = _choose_device(config.device)
+    precision, precision_reason = _choose_precision(config.precision, device)
+    layout, layout_reason = _choose_memory_format(config.memory_format)
+    micro_batch_size, micro_batch_reason = _choose_micro_batch(config, device, image_size)
+    threads, threads_reason = _choose_threads(config.threads, processes or Processes())
+    compiles, compile_reason = _choose_compile(config.compile, device)
+    reasons = [
+        device_reason,
+        threads_reason,
+        precision_reason,
+        layout_reason,
+        micro_batch_reason,
+        compile_reason,
+    ]
     return ComputePlan(
-        device=chosen_device,
-        precision=chosen_precision,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-        reasons=(device_reason, precision_reason, layout_reason if channels_last else "contiguous: as asked"),
+        device=device,
+        precision=precision,
+        memory_format=layout,
+        micro_batch_size=micro_batch_size,
+        threads=threads,
+        compile=compiles,
+        deterministic=config.deterministic,
+        reasons=(*reasons, *(["deterministic: as asked"] if config.deterministic else [])),
     )
 
 
@@ -54,8 +101,8 @@ def _choose_device(device: str) -> tuple[torch.device, str]:
             "params.yaml: train.device is 'cuda', but torch sees no CUDA device here. Use auto or cpu."
         )
     if available and device != "cpu":
-        return torch.device("cuda"), f"cuda: {torch.cuda.get_device_name()}"
-    return torch.device("cpu"), f"cpu: {torch.get_num_threads()} threads"
+        return torch.device("cuda"), f"cuda: there is a {torch.cuda.get_device_name()}"
+    return torch.device("cpu"), "cpu: as asked" if device == "cpu" else "cpu: torch sees no GPU"
 
 
 def _choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
@@ -72,6 +119,49 @@ def _choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
     if units:
         return "bf16", f"bf16: the processor has {units[0]}"
     return "fp32", f"fp32: the processor has no bf16 units ({', '.join(BF16_UNITS)})"
+
+
+def _choose_memory_format(memory_format: str) -> tuple[torch.memory_format, str]:
+    if memory_format == "contiguous":
+        return torch.contiguous_format, "contiguous: as asked"
+    asked = memory_format != "auto"
+    return torch.channels_last, "channels_last: " + (
+        "as asked" if asked else "convolutions are fastest on it"
+    )
+
+
+def _choose_micro_batch(config: TrainConfig, device: torch.device, image_size: int) -> tuple[int, str]:
+    size = config.micro_batch_size
+    if size != "auto":
+        return size, f"micro-batches of {size}: as asked"
+    if device.type == "cuda":
+        return config.batch_size, f"micro-batches of {config.batch_size}: a GPU takes the whole batch at once"
+    size = min(config.batch_size, max(1, CACHED_PIXELS // image_size**2))
+    return size, f"micro-batches of {size}: their activations stay in the cache"
+
+
+def _choose_threads(threads: int | str, processes: Processes) -> tuple[int, str]:
+    if isinstance(threads, int):
+        return threads, f"{threads} threads: as asked"
+    own = max(1, usable_processors() // processes.local_count)
+    if processes.local_count > 1:  # torchrun has told torch to take one
+        return own, f"{own} threads: the share of each of {processes.local_count} processes"
+    chosen = min(own, torch.get_num_threads())
+    return chosen, f"{chosen} threads: the processors that this process may use"
+
+
+def _choose_compile(compile: bool | str, device: torch.device) -> tuple[bool, str]:
+    if compile is False:
+        return False, "not compiled: as asked"
+    if compile == "auto":
+        # Measured on processors (docs/experiments.md); on a GPU nobody has yet, and compiling takes a minute.
+        return False, "not compiled: it has not paid on any machine measured"
+    if device.type == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, COMPILERS))):
+        raise ConfigError(
+            f"params.yaml: train.compile is true, but there is no C++ compiler here ({', '.join(COMPILERS)}, or the "
+            "environment variable CXX). Install one, or use auto."
+        )
+    return True, "compiled: as asked"
 
 
 def _cpu_capabilities() -> Mapping[str, object]:

@@ -7,9 +7,11 @@ found is added up. So the number of processes changes nothing but the order of a
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -26,6 +28,8 @@ class Processes:
 
     rank: int = 0
     count: int = 1
+    local_count: int = 1
+    """How many of them share this machine."""
 
     @property
     def is_main(self) -> bool:
@@ -68,20 +72,29 @@ def joined() -> Iterator[Processes]:
     local_rank, local_count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
-    torch.set_num_threads(max(1, _processors() // local_count))  # torchrun allows one thread only
     # gloo carries CPU tensors, nccl those of GPUs; which of them a training needs is its params' choice.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend)
     try:
-        yield Processes(rank=dist.get_rank(), count=dist.get_world_size())
+        yield Processes(rank=dist.get_rank(), count=dist.get_world_size(), local_count=local_count)
     finally:
         dist.destroy_process_group()
 
 
-def _processors() -> int:
-    """How many processors this process may use."""
+def usable_processors() -> int:
+    """How many processors this process may use: fewer than there are under `taskset` or a container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, _quota())))
+
+
+def _quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
+    """Processors that a container's control group (version 2) grants; infinite where none is set."""
+    try:
+        granted, period = path.read_text().split()
+        return int(granted) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or `max`
+        return math.inf
 
 
 class Combination:

@@ -17,10 +17,11 @@ class Step:
     """What every step of a run has in common."""
 
     model: nn.Module
+    forward: nn.Module
+    """What is called in place of `model`: itself, or its compiled form."""
     optimizers: list[torch.optim.Optimizer]
     loss: Loss
     label_smoothing: float
-    micro_batch_size: int
     compute: ComputePlan
     processes: Processes = field(default_factory=Processes)
 
@@ -32,7 +33,7 @@ class Step:
         Gradients are those of the mean loss over the batch, however it is cut: only batch normalisation sees the
         micro-batches. Small ones keep the activations in the processor's cache.
         """
-        parts = micro_batches(len(images), self.micro_batch_size)
+        parts = micro_batches(len(images), self.compute.micro_batch_size)
         several = self.processes.count > 1
         combination = Combination(self.processes, self.model, micro_batches=len(parts)) if several else None
         # A row for the losses and one for the right answers; what other processes find is added up.
@@ -50,7 +51,7 @@ class Step:
     ) -> Tensor:
         """Add the gradients of one micro-batch of M; float32 `[2, M]`: losses, and 1 where the answer was right."""
         with self.compute.autocast():
-            logits = self.model(preprocess(images).contiguous(memory_format=self.compute.memory_format))
+            logits = self.forward(preprocess(images).contiguous(memory_format=self.compute.memory_format))
         losses = self.loss(logits.float(), labels, self.label_smoothing)
         (losses.sum() / batch_size).backward()
         return torch.stack((losses.detach(), (logits.argmax(1) == labels).float()))

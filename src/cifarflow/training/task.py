@@ -13,7 +13,7 @@ from cifarflow.data.packed import DatasetInfo, read_dataset, read_split
 from cifarflow.errors import ConfigError
 from cifarflow.models import create_model
 from cifarflow.models.preprocess import Preprocess
-from cifarflow.training.hardware import ComputePlan
+from cifarflow.training.hardware import ComputePlan, plan_compute
 from cifarflow.training.processes import Processes
 from cifarflow.workspace import Workspace
 
@@ -54,21 +54,27 @@ class Task:
         config: TrainConfig,
         *,
         seed: int,
-        compute: ComputePlan,
         workspace: Workspace,
         processes: Processes | None = None,
     ) -> "Task":
-        """Read what `prepare` made. Raises MissingInputError, and ConfigError when there are too many processes."""
+        """Read what `prepare` made, plan how to compute, and set the process up for it.
+
+        Raises MissingInputError, and ConfigError when this machine cannot do what is asked, or there are too many
+        processes.
+        """
+        processes = processes or Processes()
+        dataset = read_dataset(workspace.dataset)
+        compute = plan_compute(config, image_size=dataset.image_size, processes=processes)
+        compute.take_effect()
         train = Pictures.load(workspace.split("train"), compute.device)
         batches = BatchPlan(count=len(train.labels), batch_size=config.batch_size, seed=seed)
-        processes = processes or Processes()
-        _check_share(processes, batches, config)
+        _check_share(processes, batches, config, compute.micro_batch_size)
         return cls(
             config=config,
             compute=compute,
             train=train,
             validation=Pictures.load(workspace.split("validation"), compute.device),
-            dataset=read_dataset(workspace.dataset),
+            dataset=dataset,
             batches=batches,
             augmentation=Augmentation(images=train.images, **config.augment.model_dump(), seed=seed),
             processes=processes,
@@ -117,14 +123,16 @@ class Task:
         return model
 
 
-def _check_share(processes: Processes, batches: BatchPlan, config: TrainConfig) -> None:
+def _check_share(
+    processes: Processes, batches: BatchPlan, config: TrainConfig, micro_batch_size: int
+) -> None:
     """Every process needs a micro-batch of its own in every batch."""
     kept = min((stage.keep for stage in config.selection), default=1.0)
     smallest = max(1, int(kept * (batches.count // batches.steps_per_epoch)))
-    parts = len(micro_batches(smallest, config.micro_batch_size))
+    parts = len(micro_batches(smallest, micro_batch_size))
     if parts < processes.count:
         raise ConfigError(
             f"params.yaml: train.launch starts {processes.count} processes, but the smallest step, on {smallest} "
-            f"pictures, has {parts} micro-batch(es) of at most {config.micro_batch_size}. Start fewer, lower "
+            f"pictures, has {parts} micro-batch(es) of at most {micro_batch_size}. Start fewer, lower "
             "train.micro_batch_size, or raise train.batch_size or what train.selection keeps."
         )
