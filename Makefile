@@ -1,6 +1,6 @@
 # `make` lists the targets. uv makes the environment by itself.
 .DEFAULT_GOAL := help
-.PHONY: help check lint types contracts test torture bench bench-quick bench-recipe
+.PHONY: help check lint types contracts test torture audit bench bench-quick bench-recipe
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,8 +21,12 @@ contracts:  ## who may import whom
 test:  ## every test
 	uv run pytest
 
-torture:  ## 100 kills of the pipeline at random moments, half an hour
+torture:  ## 100 kills of the pipeline at random moments, 100 disks that run full anywhere; an hour
 	CIFARFLOW_KILLS=100 CIFARFLOW_KILLS_SEED=$$(date +%s) uv run pytest -n0 -s tests/pipeline/test_kills.py
+	CIFARFLOW_DISKS=20 CIFARFLOW_KILLS_SEED=$$(date +%s) uv run pytest -n0 -q tests/pipeline/test_pipeline.py -k "every_stage or full"
+
+audit:  ## known advisories of every package, from the public database OSV
+	uv audit
 
 bench:  ## every benchmark, up to 75 minutes on 2 cores; writes docs/benchmarks.md
 	uv run python -m benchmarks
