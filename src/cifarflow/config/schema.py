@@ -14,22 +14,23 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+LARGEST = 2**31 - 1  # what array libraries and DVC's table of params take without surprises
+PositiveInt = Annotated[int, Field(ge=1, le=LARGEST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
 ImageSize = Annotated[int, Field(ge=16, le=512)]
 
 
 def _auto_or_count(value: Any) -> Any:
     """As one rule: of a union pydantic tells one fault for each of its types."""
-    if value == "auto" or (type(value) is int and value >= 1):
+    if value == "auto" or (type(value) is int and 1 <= value <= LARGEST):
         return value
-    raise ValueError(f"got {value!r}; 'auto' or a whole number of 1 or more is allowed")
+    raise ValueError(f"got {str(value):.80}; 'auto' or a whole number from 1 to {LARGEST} is allowed")
 
 
 def _auto_or_bool(value: Any) -> Any:
     if value == "auto" or type(value) is bool:
         return value
-    raise ValueError(f"got {value!r}; 'auto', true or false is allowed")
+    raise ValueError(f"got {str(value):.80}; 'auto', true or false is allowed")
 
 
 AutoOrCount = Annotated[int | Literal["auto"], PlainValidator(_auto_or_count)]
