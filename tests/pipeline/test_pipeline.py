@@ -277,10 +277,16 @@ def test_a_full_or_read_only_disk_is_one_clear_line(
     assert f"cannot write or read {tmp_path}/" in line
     assert ("Read-only file system" if space == "read-only" else "No space left on device") in line
     assert "`uv run dvc checkout`" in line and "`git checkout metrics plots`" in line
-    # On a disk of any size a model or a graph may have come whole before what the stage writes last.
-    early = () if (stage, space) in ANY else ("model.json", "manifest.json")
-    for last in (".part", *LAST_WRITTEN.values(), *early):
-        assert last not in outcome.output.replace(line, ""), "nothing is left that looks whole"
+    for unfinished in (".part", *may_not_be_left(stage, space, line)):
+        assert unfinished not in outcome.output.replace(line, ""), "nothing is left that looks whole"
+
+
+def may_not_be_left(stage: str, space: int | str, line: str) -> tuple[str, ...]:
+    """Files by which a stage would be taken for whole, though it failed with that line."""
+    if (stage, space) not in ANY:
+        return (*LAST_WRITTEN.values(), "model.json", "manifest.json")
+    # On a disk of any size the results may have come whole, and the journal alone found no room for its copies.
+    return () if "/.cifarflow/journals/" in line else tuple(LAST_WRITTEN.values())
 
 
 def test_a_stage_runs_the_code_of_its_own_checkout(checkout: Checkout, tmp_path: Path) -> None:
