@@ -24,13 +24,13 @@ def _auto_or_count(value: Any) -> Any:
     """As one rule: of a union pydantic tells one fault for each of its types."""
     if value == "auto" or (type(value) is int and 1 <= value <= LARGEST):
         return value
-    raise ValueError(f"got {str(value):.80}; 'auto' or a whole number from 1 to {LARGEST} is allowed")
+    raise ValueError(f"got {value!s:.80}; 'auto' or a whole number from 1 to {LARGEST} is allowed")
 
 
 def _auto_or_bool(value: Any) -> Any:
     if value == "auto" or type(value) is bool:
         return value
-    raise ValueError(f"got {str(value):.80}; 'auto', true or false is allowed")
+    raise ValueError(f"got {value!s:.80}; 'auto', true or false is allowed")
 
 
 AutoOrCount = Annotated[int | Literal["auto"], PlainValidator(_auto_or_count)]
