@@ -10,12 +10,19 @@ and export take as long whatever the weights.
 import tempfile
 from pathlib import Path
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from benchmarks import command
+from benchmarks.arithmetic import matrix_products
 from benchmarks.checkout import make_checkout, run_stage
 from benchmarks.command import Effort
 from benchmarks.memory import steps_an_epoch
+from benchmarks.pairs import second_of_two
 from benchmarks.result import Result, Spread
-from benchmarks.setting import find_archive, recipe_on_cpu
+from benchmarks.setting import PUBLISHED_TEST_PICTURES, find_archive, recipe_on_cpu
+from cifarflow.config import Config
+from cifarflow.models import create_model
 
 GOAL_SECONDS = 90.0
 COUNTED = ("download", "prepare", "evaluate", "export")
@@ -38,6 +45,23 @@ def measure(effort: Effort) -> Result:
         low=together.low,
         high=together.high,
         rounds=effort.rounds,
+        note=arithmetic_alone(recipe_on_cpu("cifar94")),
+    )
+
+
+def arithmetic_alone(config: Config) -> str:
+    """What no program can save: the float32 operations of evaluate and export, at the rate of a large product."""
+    model = create_model(config.model.name, num_classes=10, image_size=32, **config.model.options())
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval()(torch.zeros(1, 3, 32, 32))
+    views = (1 + config.evaluate.flip) * (3 if config.evaluate.shift_pixels else 1)
+    passes = views + 2  # export's two, by PyTorch and by onnxruntime
+    flops = passes * PUBLISHED_TEST_PICTURES * counter.get_total_flops()
+    product = matrix_products(torch.float32)
+    rate = product.rates([second_of_two(product.action)()])[0]
+    return (
+        f"the arithmetic of {passes} passes over the test pictures alone, {flops / 1e12:.1f} TFLOP, takes "
+        f"{flops / 1e9 / rate:.0f} s at the rate of a large fp32 matrix product, {rate:.0f} GFLOP/s"
     )
 
 

@@ -26,7 +26,7 @@ def main() -> None:
         if not processes.is_main:
             train(task, config.model, seed=config.seed, checkpoints=checkpoints)
             return
-        print("train:", "; ".join(task.compute.reasons), flush=True)
+        print("train:", *task.compute.reasons, sep="\n  ", flush=True)
         with tracked_stage(
             "train", config, workspace, run_key=run_key, dataset=task.dataset, tags=compute_tags(facts)
         ) as tracker:

@@ -155,7 +155,7 @@ def _choose_compile(compile: bool | str, device: torch.device) -> tuple[bool, st
         return False, "not compiled: as asked"
     if compile == "auto":
         # Measured on processors (docs/experiments.md); on a GPU nobody has yet, and compiling takes a minute.
-        return False, "not compiled: it has not paid on any machine measured"
+        return False, "not compiled: it paid on no machine that was measured"
     if device.type == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, COMPILERS))):
         raise ConfigError(
             f"params.yaml: train.compile is true, but there is no C++ compiler here ({', '.join(COMPILERS)}, or the "
