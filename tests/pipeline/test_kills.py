@@ -128,9 +128,13 @@ def wait_for_a_moment(
     seconds: float,
     train_seconds: float,
 ) -> None:
-    """Wait for a random part of the whole, or, every other time, of training. Raises TimeoutExpired: kill it now."""
+    """Wait for a random moment, every other time one of training. Raises TimeoutExpired: kill it now.
+
+    A third of the whole is longer than any stage, and the next start goes on with the stage that was killed: so every
+    moment of every stage can be the one, and few waits last until the pipeline has ended.
+    """
     if chance.random() < 0.5:
-        process.wait(chance.uniform(0, seconds))
+        process.wait(chance.uniform(0, seconds / 3))
         return
     while "epoch" not in log.read_text() and process.poll() is None:
         time.sleep(0.02)
