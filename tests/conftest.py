@@ -16,6 +16,8 @@ for name in ("DVC_ROOT", "DVC_EXP_NAME", "CIFAR10_ARCHIVE", "MLFLOW_TRACKING_URI
     if name != "CIFAR10_ARCHIVE":
         os.environ.pop(name, None)
 
+# Files that take up to two minutes: begun last, one of them would keep a worker busy long after the other has ended.
+LONGEST_FIRST = ("test_pipeline.py", "test_kills.py", "test_experiments_killed.py", "test_processes.py")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -23,3 +25,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 def project() -> Path:
     """The checkout that the tests lie in."""
     return PROJECT
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
 ]
 SEED = int(os.environ.get("CIFARFLOW_KILLS_SEED", "0"))
-EPOCHS = 12
+EPOCHS = 8
 
 
 @dataclass(kw_only=True)

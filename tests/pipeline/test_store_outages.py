@@ -88,7 +88,9 @@ def never_answers() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("server", "told"), [(nobody_listens, ONCE), (always_500, ONCE), (never_answers, AT_THE_END)]
+    ("server", "told"),
+    # The stage waits as long for a hanging request as the request does: either may end first.
+    [(nobody_listens, [ONCE]), (always_500, [ONCE]), (never_answers, [ONCE, AT_THE_END])],
 )
 def test_a_server_of_no_use_slows_nothing(
     workspace: Workspace,
@@ -96,13 +98,13 @@ def test_a_server_of_no_use_slows_nothing(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
     server: Callable[[], AbstractContextManager[str]],
-    told: dict[str, int],
+    told: list[dict[str, int]],
 ) -> None:
     with server() as uri, caplog.at_level(logging.WARNING, "cifarflow"):
         began = time.perf_counter()
         assert train(workspace, identity(), config=tracking(uri)) < NO_WAIT_SECONDS
         assert time.perf_counter() - began < 5
-    assert said(caplog.text + capfd.readouterr().err) == told
+    assert said(caplog.text + capfd.readouterr().err) in told
     assert sync(workspace, tracking()).failures == ()
     store = Store.of(workspace)
     assert store.content(store.run()) == expected
