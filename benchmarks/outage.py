@@ -13,7 +13,6 @@ import io
 import json
 import socket
 import sqlite3
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,9 +23,9 @@ from benchmarks.command import Effort
 from benchmarks.no_checkpoints import NoCheckpoints
 from benchmarks.overhead import fit_for, hard_task
 from benchmarks.overhead_costs import recorder_for, tracked, with_own_store
-from benchmarks.pairs import alternate, ratios, seconds_of
+from benchmarks.pairs import alternate, answer_of, ratios, seconds_of
 from benchmarks.result import Result, Spread
-from benchmarks.setting import PROJECT, recipe_on_cpu
+from benchmarks.setting import recipe_on_cpu
 from cifarflow.config import Config
 
 GOAL = 1.05
@@ -61,12 +60,7 @@ def measure(effort: Effort) -> Result:
 
 def turn_in_a_process(state: str) -> float:
     """Seconds of all epochs of one turn; raises RuntimeError with the process's output when it fails."""
-    program = [sys.executable, "-m", "benchmarks.outage", TURN, state]
-    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or len(lines) != 1:
-        raise RuntimeError(f"{' '.join(program)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return json.loads(lines[0])["seconds"]
+    return answer_of([sys.executable, "-m", "benchmarks.outage", TURN, state])["seconds"]
 
 
 def take_turn(state: str) -> None:

@@ -1,8 +1,12 @@
 """Two sides measured in turns: on a shared machine only figures of one run, taken side by side, can be compared."""
 
+import json
+import subprocess
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from benchmarks.setting import PROJECT
 
 Name = TypeVar("Name", bound=Hashable)
 Turn = Callable[[], float]
@@ -38,3 +42,12 @@ def second_of_two(action: Callable[[], object]) -> Turn:
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """One ratio a round, of what was measured side by side."""
     return [numerator / denominator for numerator, denominator in zip(above, below, strict=True)]
+
+
+def answer_of(program: Sequence[str]) -> dict[str, Any]:
+    """The one line of JSON that a turn in a process of its own prints; RuntimeError with its output if it fails."""
+    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or len(lines) != 1:
+        raise RuntimeError(f"{' '.join(program)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return json.loads(lines[0])

@@ -8,7 +8,6 @@ a second of two processes over those of one, over the recipe's whole schedule.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,10 +16,10 @@ import torch
 
 from benchmarks import command
 from benchmarks.command import Effort, processors
-from benchmarks.pairs import alternate, ratios, seconds_of
+from benchmarks.pairs import alternate, answer_of, ratios, seconds_of
 from benchmarks.recipe_time import new_fit, our_schedule, our_steps, random_task, training_seconds
 from benchmarks.result import Result, Spread
-from benchmarks.setting import PROJECT, recipe_on_cpu
+from benchmarks.setting import recipe_on_cpu
 from cifarflow.training.hardware import plan_compute
 from cifarflow.training.processes import joined
 
@@ -60,11 +59,7 @@ def measure(effort: Effort) -> Result:
 
 def pictures_a_second(program: Sequence[str]) -> float:
     """What the processes of one turn say; raises RuntimeError with their output when they fail."""
-    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or len(lines) != 1:
-        raise RuntimeError(f"{' '.join(program)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return json.loads(lines[0])["pictures_a_second"]
+    return answer_of(program)["pictures_a_second"]
 
 
 def take_turn(steps: int) -> None:

@@ -200,9 +200,7 @@ def experiment(workspace: Workspace, key: str) -> None:
         train(workspace, identity(train=key), epochs=epochs, config=tracking(timeout_seconds=60))
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="four processes are forked, since each import of mlflow takes long"
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a fork that is safe, which Linux alone has")
 def test_experiments_side_by_side_all_arrive(workspace: Workspace) -> None:
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
         for done in [pool.submit(experiment, workspace, key) for key in "0123"]:
