@@ -48,6 +48,7 @@ def measure(effort: Effort) -> Result:
     steps = {**reference_steps(task), **our_steps(new_fit(task, config), config)}
     schedule = our_schedule(task, config) + reference_schedule()
     seconds = alternate({kind: second_of_two(step) for kind, step in steps.items()}, rounds=effort.rounds)
+    print(f"{task.compute.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     report(seconds, schedule, config)
     ours, record = (side_only(seconds, side) for side in ("ours", "record"))
     spread = Spread.of(ratios(seconds_a_round(ours, schedule), seconds_a_round(record, schedule)))
@@ -143,7 +144,7 @@ def freeze_as_in(kind: Kind, fit: Fit) -> None:
 
 
 def reference_steps(task: Task) -> dict[Kind, Callable[[], None]]:
-    reference = airbench94.Reference()
+    reference = airbench94.Reference(task.compute)
     batch = torch.arange(airbench94.BATCH_SIZE)
     layout = torch.channels_last
 
@@ -177,7 +178,6 @@ def seconds_a_round(seconds: Mapping[Kind, list[float]], schedule: Counter[Kind]
 
 
 def report(seconds: Mapping[Kind, list[float]], schedule: Counter[Kind], config: Config) -> None:
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     print("| side | pixels | pictures | first bias | steps | seconds a step: median (min to max) |")
     print("|---|---|---|---|---|---|")
     for kind, times in seconds.items():
