@@ -15,17 +15,22 @@ from tests.support.store import make_workspace, tracking
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all test workers of this session share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def empty_store(session_folder: Path) -> Path:
     """A database with MLflow's tables: making them takes seconds, so one test worker does it for all."""
-    home = tmp_path_factory.getbasetemp()
-    home = home.parent if "PYTEST_XDIST_WORKER" in os.environ else home
-    path = home / "empty-mlflow.db"
+    path = session_folder / "empty-mlflow.db"
     prepare_environment(tracking().mlflow)
     from mlflow import MlflowClient
 
-    with FileLock(home / "empty-mlflow.lock"):
+    with FileLock(session_folder / "empty-mlflow.lock"):
         if not path.exists():
-            making = home / "making-mlflow.db"
+            making = session_folder / "making-mlflow.db"
             MlflowClient(f"sqlite:///{making.as_posix()}").search_experiments()
             shutil.copyfile(making, path)
     return path

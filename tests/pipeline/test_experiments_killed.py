@@ -39,6 +39,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
         train__micro_batch_size="10",
         checkpoint__interval_seconds="0.0001",
         tracking__tensorboard__enabled="false",
+        tracking__mlflow__enabled="false",  # test_kills.py has it on
         data__shapes__train_count="110",
         data__shapes__test_count="100",
     )
@@ -136,6 +137,7 @@ def test_a_kill_between_the_last_step_and_the_record_of_dvc_costs_no_training(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         checkout.set_params(
             train__epochs="2",
+            tracking__mlflow__enabled="true",
             tracking__mlflow__uri=f"http://127.0.0.1:{silent.getsockname()[1]}",
             tracking__mlflow__timeout_seconds="60",
         )
@@ -145,7 +147,7 @@ def test_a_kill_between_the_last_step_and_the_record_of_dvc_costs_no_training(
                 assert process.poll() is None and time.monotonic() < until, log.read_text()
                 time.sleep(0.01)
     steps = last_step(checkout)
-    checkout.set_params(tracking__mlflow__uri="null")
+    checkout.set_params(tracking__mlflow__enabled="false")
     outcome = checkout.dvc("repro", "train")
     assert f"going on from step {steps} of {steps} " in outcome.output, "nothing was left to train"
     assert len(checkout.workspace.history.read_text().splitlines()) == 1 + 2

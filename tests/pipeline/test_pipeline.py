@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cifarflow import files
 from cifarflow.inference.predictor import Predictor
 from tests.support.disks import needs_mounts, stage_on_disk
-from tests.support.pipeline import Checkout, make_checkout
+from tests.support.pipeline import SMALL_EPOCHS, Checkout, make_small_pipeline, undisturbed_digests
 
 RANDOM_DISKS = int(os.environ.get("CIFARFLOW_DISKS", "0"))
 # Of each stage the file without which nothing of it counts as whole.
@@ -32,17 +33,14 @@ LAST_WRITTEN = {
     "export": "export.json",
 }
 COLDER = "0.00001"  # a learning rate that DVC writes as 1e-05
+EPOCHS = list(range(1, SMALL_EPOCHS + 1))
 STAGES = ["download", "prepare", "train", "evaluate", "export"]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    checkout = make_checkout(tmp_path_factory.mktemp("pipeline") / "checkout")
-    checkout.run("cifarflow", "recipe", "shapes")
-    checkout.set_params(train__epochs="2", data__shapes__train_count="400", data__shapes__test_count="200")
-    checkout.commit("shapes, small")
-    return checkout
+    return make_small_pipeline(tmp_path_factory.mktemp("pipeline") / "checkout")
 
 
 def mlflow_runs(checkout: Checkout) -> list[Run]:
@@ -69,8 +67,9 @@ def run_key(checkout: Checkout) -> str:
     return files.read_json(checkout.workspace.model_description)["run_key"]
 
 
-def test_repro_runs_every_stage_and_leaves_every_file(checkout: Checkout) -> None:
+def test_repro_runs_every_stage_and_leaves_every_file(checkout: Checkout, session_folder: Path) -> None:
     outcome = checkout.dvc("repro")
+    undisturbed_digests(session_folder, lambda: checkout)  # kept for the test that kills
     assert outcome.ran == STAGES
     workspace = checkout.workspace
     for path in (
@@ -82,7 +81,7 @@ def test_repro_runs_every_stage_and_leaves_every_file(checkout: Checkout) -> Non
         *(workspace.export / name for name in ("model.onnx", "manifest.json", "MODEL_CARD.md")),
     ):
         assert path.stat().st_size > 0, path
-    assert len(workspace.history.read_text().splitlines()) == 3
+    assert len(workspace.history.read_text().splitlines()) == 1 + SMALL_EPOCHS
     assert "Traceback" not in outcome.output
     assert not list(workspace.all_checkpoints.iterdir()), "the states on the way are needed no longer"
     status = checkout.run("git", "status", "--porcelain").output.split()
@@ -93,7 +92,7 @@ def test_repro_runs_every_stage_and_leaves_every_file(checkout: Checkout) -> Non
 def test_the_mlflow_run_holds_params_metrics_data_plots_and_model(checkout: Checkout) -> None:
     (run,) = mlflow_runs(checkout)
     assert run.info.status == "FINISHED"
-    assert run.data.params["train.epochs"] == "2.0"
+    assert run.data.params["train.epochs"] == f"{SMALL_EPOCHS}.0"
     assert run.data.params["model.speednet.widths"] == "[16, 32, 32]"
     tags = run.data.tags
     assert tags["cifarflow.run_key"] == run_key(checkout)
@@ -102,7 +101,7 @@ def test_the_mlflow_run_holds_params_metrics_data_plots_and_model(checkout: Chec
     history = MlflowClient(f"sqlite:///{checkout.workspace.mlflow_database.as_posix()}").get_metric_history(
         run.info.run_id, "validation_accuracy"
     )
-    assert [metric.step for metric in history] == [1, 2]
+    assert [metric.step for metric in history] == EPOCHS
     evaluation = files.read_json(checkout.workspace.metrics("evaluation"))
     assert run.data.metrics["test_accuracy"] == pytest.approx(evaluation["accuracy"])
     assert "export_max_probability_difference" in run.data.metrics
@@ -135,7 +134,7 @@ def test_tensorboard_holds_scalars_pictures_graph_and_histograms(checkout: Check
     events = EventAccumulator(str(folder), size_guidance={"images": 0})
     events.Reload()
     tags = events.Tags()
-    assert [event.step for event in events.Scalars("loss/train")] == [1, 2]
+    assert [event.step for event in events.Scalars("loss/train")] == EPOCHS
     assert {"pictures/before", "pictures/augmented"} <= {name.split("/image")[0] for name in tags["images"]}
     assert tags["graph"]
     assert any(name.startswith("weights/") for name in tags["histograms"])
@@ -257,7 +256,17 @@ chance = random.Random(int(os.environ.get("CIFARFLOW_KILLS_SEED", "0")))
 ANY = [(stage, chance.randrange(ENOUGH[stage])) for stage in STAGES for _ in range(RANDOM_DISKS)]
 
 
+@pytest.fixture
+def without_mlflow(checkout: Checkout) -> Iterator[None]:
+    """A store on a full disk has tests of its own (test_store_outages.py), and opening it takes seconds."""
+    params = checkout.workspace.params.read_text()
+    checkout.set_params(tracking__mlflow__enabled="false")
+    yield
+    checkout.workspace.params.write_text(params)
+
+
 @needs_mounts
+@pytest.mark.usefixtures("without_mlflow")
 @pytest.mark.parametrize(
     ("stage", "space"), [*TOO_SMALL, *((stage, "read-only") for stage in READ_ONLY), *ANY]
 )

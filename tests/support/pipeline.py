@@ -5,14 +5,18 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from cifarflow import files
 from cifarflow.config import read_yaml
 from cifarflow.workspace import Workspace
 
 PROJECT = Path(__file__).resolve().parents[2]
+SMALL_EPOCHS = 8
 RAN = re.compile(r"^Running stage '(\w+)'", re.MULTILINE)
 RESTORED = re.compile(r"^Stage '(\w+)' is cached - skipping run", re.MULTILINE)
 KEPT = re.compile(r"^Stage '(\w+)' didn't change, skipping", re.MULTILINE)
@@ -71,6 +75,37 @@ class Checkout:
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
         self.run("git", "commit", "-qm", message)
+
+
+def make_small_pipeline(root: Path) -> Checkout:
+    """A checkout whose whole pipeline takes seconds: drawn shapes, few of them, and eight epochs of training."""
+    checkout = make_checkout(root)
+    checkout.run("cifarflow", "recipe", "shapes")
+    checkout.set_params(
+        train__epochs=str(SMALL_EPOCHS), data__shapes__train_count="400", data__shapes__test_count="200"
+    )
+    checkout.commit("shapes, small")
+    return checkout
+
+
+def output_digests(checkout: Checkout) -> dict[str, str]:
+    """Digest of every output that holds no time, as dvc.lock has them."""
+    stages = read_yaml(checkout.root / "dvc.lock")["stages"]
+    outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+    timed = ("metrics/train.json", "metrics/export.json", "plots/history.csv")
+    return {path: digest for path, digest in outs.items() if path not in timed}
+
+
+def undisturbed_digests(session: Path, make: Callable[[], Checkout]) -> dict[str, str]:
+    """The outputs of a small pipeline that nobody disturbs: made once, by whoever asks first, for all test workers.
+
+    `session` is the folder that all workers of this test session share.
+    """
+    kept = session / "undisturbed.json"
+    with FileLock(session / "undisturbed.lock"):
+        if not kept.exists():
+            files.write_json(kept, output_digests(make()))
+        return files.read_json(kept)
 
 
 def edited(text: str, key: list[str], value: str) -> str:
