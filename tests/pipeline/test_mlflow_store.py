@@ -29,6 +29,7 @@ from tests.support.store import (
     free_port,
     identity,
     mlflow_process,
+    mlflow_ui,
     tracking,
     train,
     wait_for,
@@ -201,15 +202,30 @@ def experiment(workspace: Workspace, key: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a fork that is safe, which Linux alone has")
-def test_experiments_side_by_side_all_arrive(workspace: Workspace) -> None:
-    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
-        for done in [pool.submit(experiment, workspace, key) for key in "0123"]:
-            done.result()
+def test_a_sweep_beside_the_ui_arrives_whole_and_the_ui_answers_all_the_time(workspace: Workspace) -> None:
+    with mlflow_ui(workspace) as address:
+        with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
+            sweep = [pool.submit(experiment, workspace, key) for key in "0123"]
+            looks = [shown(address)]
+            while not all(process.done() for process in sweep):
+                looks.append(shown(address))
+        assert [process.exception() for process in sweep] == [None] * 4
+        assert sorted(shown(address).values()) == ["FINISHED"] * 4
+    assert any("RUNNING" in look.values() for look in looks), "the UI was asked too late to show anything"
     store = Store.of(workspace)
     assert len(store.runs()) == 4
     for run in store.runs():
         assert [step for step, _ in store.history(run, "train_loss")] == list(range(10))
         assert run.info.status == "FINISHED"
+
+
+def shown(address: str) -> dict[str, str]:
+    """The status of every run that the UI would list; raises where it answers with an error."""
+    api = f"{address}/ajax-api/2.0/mlflow"
+    experiments = post(f"{api}/experiments/search", {"max_results": 10})["experiments"]
+    ids = [experiment["experiment_id"] for experiment in experiments]
+    runs = post(f"{api}/runs/search", {"experiment_ids": ids}).get("runs", [])
+    return {run["info"]["run_id"]: run["info"]["status"] for run in runs}
 
 
 def test_several_that_send_one_run_at_once_do_not_get_in_each_others_way(workspace: Workspace) -> None:

@@ -175,6 +175,17 @@ def mlflow_server(
 
 
 @contextlib.contextmanager
+def mlflow_ui(workspace: Workspace) -> Iterator[str]:
+    """The address of an `mlflow ui` on the store of `workspace`."""
+    port = free_port()
+    store = ["--backend-store-uri", f"sqlite:///{workspace.mlflow_database.as_posix()}"]
+    address = f"http://127.0.0.1:{port}"
+    command = ["ui", *store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with mlflow_process(command, f"{address}/health"):
+        yield address
+
+
+@contextlib.contextmanager
 def mlflow_process(command: list[str], health: str) -> "Iterator[subprocess.Popen[bytes]]":
     """A running `mlflow ...` that answers at `health`; it and its workers are ended afterwards."""
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as `uv run` sets it
