@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as runner
 from benchmarks import (
+    airbench94,
     arithmetic,
     augmentation,
     checkout,
@@ -38,6 +39,7 @@ from cifarflow.config import Config, load_config
 from cifarflow.config.schema import AugmentConfig
 from cifarflow.data.packed import Split
 from cifarflow.errors import ConfigError
+from cifarflow.training.hardware import plan_compute
 from cifarflow.workspace import Workspace
 
 RESULT = Result(
@@ -145,6 +147,20 @@ def test_the_schedule_holds_every_step_of_the_recipe(tiny: Config) -> None:
     seconds = {kind: [1.0, 2.0, 9.0] for kind in schedule}
     assert recipe_time.training_seconds(seconds, schedule) == 210.0
     assert recipe_time.seconds_a_round(seconds, schedule) == [105.0, 210.0, 945.0]
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_record_computes_in_the_precision_of_the_recipe(
+    tiny: Config, precision: str, expected: torch.dtype
+) -> None:
+    """In emulated bf16 a step of it takes minutes: no processor without units for it would end the benchmark."""
+    compute = plan_compute(tiny.train.model_copy(update={"precision": precision}), image_size=32)
+    reference, logits = airbench94.Reference(compute), []
+    reference.model.head.register_forward_hook(lambda *call: logits.append(call[-1]))
+    before = reference.model.head.weight.clone()
+    reference.step(torch.rand(4, 3, 32, 32), torch.arange(4), number=0)
+    assert [one.dtype for one in logits] == [expected]
+    assert not torch.equal(reference.model.head.weight, before)
 
 
 def test_operations_of_a_convolution_are_those_of_its_definition() -> None:
