@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import groupby
 
 import torch
 
@@ -103,10 +104,25 @@ def row(*cells: str) -> str:
 
 
 def section(run: Run) -> str:
-    """The output as it was printed, in a fence longer than any inside it."""
-    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall(r"`+", run.output)), default=0))
-    lines = f"`uv run python -m benchmarks.{run.name}`, {run.seconds:.0f} s:"
-    return f"## {run.name}\n\n{lines}\n\n{fence}text\n{run.output.strip()}\n{fence}"
+    """What one benchmark said: tables as tables, lines as lines; of one that failed, its output as it was printed."""
+    command = f"`uv run python -m benchmarks.{run.name}`, {run.seconds:.0f} s:"
+    said = fenced(run.output) if run.result is None else rendered(run.output)
+    return f"## {run.name}\n\n{command}\n\n{said}"
+
+
+def rendered(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()]
+    blocks = groupby(lines, key=lambda line: line.startswith("|"))
+    return "\n\n".join(
+        "\n".join(block if is_table else (f"* {line.strip()}" for line in block))
+        for is_table, block in blocks
+    )
+
+
+def fenced(output: str) -> str:
+    """In a fence longer than any inside it."""
+    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall(r"`+", output)), default=0))
+    return f"{fence}text\n{output.strip()}\n{fence}"
 
 
 def facts(*, date: str, commit: str) -> dict[str, str]:

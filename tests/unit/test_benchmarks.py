@@ -392,7 +392,9 @@ def test_the_runner_takes_the_result_and_shows_a_failure() -> None:
 
 def test_the_page_has_a_row_for_each_result_and_for_each_that_is_missing() -> None:
     runs = [
-        report.Run(name="good", output="| a | table |", seconds=3.0, result=RESULT),
+        report.Run(
+            name="good", output="before\n| a | table |\n|---|---|\nafter\n", seconds=3.0, result=RESULT
+        ),
         report.Run(name="missed", output="", seconds=3.0, result=replace(RESULT, value=0.7, note="")),
         report.Run(name="bad", output="first\n```\nlast | line\n", seconds=1.0, result=None),
     ]
@@ -405,6 +407,9 @@ def test_the_page_has_a_row_for_each_result_and_for_each_that_is_missing() -> No
     assert [entry.command in text for entry in report.ON_A_GPU] == [True] * len(report.ON_A_GPU)
     assert text.count("not measured yet") == len(report.ON_A_GPU)
     assert "* a side: of a test." in text
+    assert "* before\n\n| a | table |\n|---|---|\n\n* after\n" in text, (
+        "a table is one only with room around it"
+    )
     assert "````text\nfirst\n```\nlast | line\n````" in text, "an output with a fence needs a longer one"
     assert "--quick" not in text
     assert "--quick" in report.page(runs, facts={}, quick=True)
