@@ -165,7 +165,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
         tally.finished += 1
         check_whole(checkout, log)
         ends.append(output_digests(checkout))
-        print(json.dumps(vars(tally)), flush=True)
+        print(json.dumps({"seed": SEED, **vars(tally)}), flush=True)
 
     def undisturbed() -> Checkout:
         forget(checkout)
