@@ -4,7 +4,7 @@ airbench94 with Muon (Keller Jordan, github.com/KellerJordan/cifar10-airbench, `
 arXiv:2404.00498): 8 epochs over 50,000 pictures in batches of 2,000, each one forward pass at 32 pixels; nesterov SGD
 for biases and head, Muon for filters; the bias of the whitening layer is trained for the first 3 epochs.
 Run here in channels_last without compile, by autocast over float32 weights: in bf16 where the processor has units for
-it, else in float32. Without units a step in bf16 takes 200 s instead of 10 (AMD Zen 3, 2 cores): no one to beat.
+it, else in float32. Without units a step in bf16 takes 200 s instead of 14 (AMD Zen 3, 2 cores): no one to beat.
 """
 
 import torch
