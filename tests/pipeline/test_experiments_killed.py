@@ -60,16 +60,11 @@ def undisturbed(checkout: Checkout) -> bytes:
 @contextlib.contextmanager
 def started(checkout: Checkout, *command: str, log: Path) -> "Iterator[subprocess.Popen[bytes]]":
     """A DVC command under way; it and what it started are killed at the end of the block."""
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(checkout.root / "src"),
-    }
     with log.open("wb") as file:
         process = subprocess.Popen(
             ["dvc", *command],
             cwd=checkout.root,
-            env=environment,
+            env=checkout.environment,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

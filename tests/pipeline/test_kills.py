@@ -73,16 +73,11 @@ def forget(checkout: Checkout) -> None:
 
 
 def repro(checkout: Checkout, log: Path) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(checkout.root / "src"),
-    }
     with log.open("wb") as file:
         return subprocess.Popen(
             ["dvc", "repro"],
             cwd=checkout.root,
-            env=environment,
+            env=checkout.environment,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

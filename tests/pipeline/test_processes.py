@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -76,15 +75,10 @@ def interrupt_after_an_epoch(checkout: Checkout) -> None:
 
 
 def started(checkout: Checkout, *command: str) -> "subprocess.Popen[str]":
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(checkout.root / "src"),
-    }
     return subprocess.Popen(
         command,
         cwd=checkout.root,
-        env=environment,
+        env=checkout.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

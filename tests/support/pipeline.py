@@ -51,10 +51,15 @@ class Checkout:
     def workspace(self) -> Workspace:
         return Workspace.at(self.root, {})
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of `uv run` in the checkout."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return {**os.environ, "PATH": path, "PYTHONPATH": str(self.root / "src")}
+
     def run(self, *command: str, expect: int | None = 0, **environ: str) -> Outcome:
         """Run a command as `uv run` would; fails unless it exits with `expect` (None: any code)."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(self.root / "src"), **environ}
+        environment = {**self.environment, **environ}
         done = subprocess.run(
             command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
