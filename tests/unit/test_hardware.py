@@ -33,6 +33,7 @@ def test_what_is_asked_for_is_taken() -> None:
     asked = plan(
         precision="bf16",
         memory_format="contiguous",
+        convolution="direct",
         micro_batch_size=7,
         threads=3,
         compile=False,
@@ -42,10 +43,11 @@ def test_what_is_asked_for_is_taken() -> None:
         "device": "cpu",
         "precision": "bf16",
         "memory_format": "contiguous",
+        "convolution": "direct",
         "micro_batch_size": "7",
         "compile": "false",
     }
-    assert len(asked.reasons) == 7 and all("as asked" in reason for reason in asked.reasons)
+    assert len(asked.reasons) == 8 and all("as asked" in reason for reason in asked.reasons)
     with asked.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     asked.take_effect()
@@ -103,6 +105,38 @@ def test_the_processors_flags_decide_the_precision(
     chosen = plan(precision="auto")
     assert chosen.precision == precision
     assert any(reason.startswith(precision) for reason in chosen.reasons)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "changes", "chosen", "reason"),
+    [
+        ({"avx2": True}, {}, "winograd", "where they pay"),
+        ({"avx2": True}, {"convolution": "direct"}, "direct", "as asked"),
+        ({"avx2": True}, {"precision": "bf16"}, "direct", "in bf16"),
+        ({"avx2": True}, {"memory_format": "contiguous"}, "direct", "in the contiguous memory format"),
+        ({"avx2": True, "avx512_bf16": True}, {}, "direct", "in bf16"),
+        ({}, {}, "direct", "measured on processors with AVX2 only"),
+        ({}, {"convolution": "winograd"}, "winograd", "as asked"),
+    ],
+)
+def test_winograd_is_chosen_where_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch,
+    capabilities: dict[str, bool],
+    changes: dict[str, Any],
+    chosen: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(hardware, "_cpu_capabilities", lambda: capabilities)
+    choice = plan(**{"precision": "auto", **changes})
+    assert choice.convolution == chosen
+    assert [line for line in choice.reasons if "convolutions" in line and reason in line]
+
+
+def test_winograd_where_it_is_not_for_is_a_clear_error() -> None:
+    with pytest.raises(
+        ConfigError, match=r"train\.convolution is 'winograd'.*not in bf16.*Use auto or direct"
+    ):
+        plan(precision="bf16", convolution="winograd")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -11,6 +11,7 @@ from torch import nn
 
 from cifarflow.config.schema import TrainConfig
 from cifarflow.errors import ConfigError
+from cifarflow.training.convolutions import WinogradConvolutions
 from cifarflow.training.processes import Processes, usable_processors
 
 BF16_UNITS = ("amx_bf16", "avx512_bf16")
@@ -27,6 +28,7 @@ class ComputePlan:
     device: torch.device
     precision: str
     memory_format: torch.memory_format
+    convolution: str
     micro_batch_size: int
     threads: int
     compile: bool
@@ -37,6 +39,10 @@ class ComputePlan:
     def autocast(self) -> Iterator[None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             yield
+
+    def convolutions(self) -> contextlib.AbstractContextManager[object]:
+        """Around a forward pass that is trained on."""
+        return WinogradConvolutions() if self.convolution == "winograd" else contextlib.nullcontext()
 
     def compiled(self, model: nn.Module) -> nn.Module:
         """What a step calls in place of `model`, whose weights it shares."""
@@ -58,6 +64,7 @@ class ComputePlan:
             "device": self.device.type,
             "precision": self.precision,
             "memory_format": layout,
+            "convolution": self.convolution,
             "micro_batch_size": str(self.micro_batch_size),
             "compile": str(self.compile).lower(),
         }
@@ -66,7 +73,8 @@ class ComputePlan:
 def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes | None = None) -> ComputePlan:
     """Resolve the `auto` choices for this machine and pictures of `image_size` pixels a side.
 
-    Raises ConfigError when `cuda` is asked for and there is none, or compiling and there is no compiler.
+    Raises ConfigError when `cuda` is asked for and there is none, compiling and there is no compiler, or Winograd's
+    method where it is not for.
     """
     device, device_reason = _choose_device(config.device)
     precision, precision_reason = _choose_precision(config.precision, device)
@@ -74,11 +82,15 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
     micro_batch_size, micro_batch_reason = _choose_micro_batch(config, device, image_size)
     threads, threads_reason = _choose_threads(config.threads, processes or Processes())
     compiles, compile_reason = _choose_compile(config.compile, device)
+    convolution, convolution_reason = _choose_convolution(
+        config.convolution, device=device, precision=precision, layout=layout, compiles=compiles
+    )
     reasons = [
         device_reason,
         threads_reason,
         precision_reason,
         layout_reason,
+        convolution_reason,
         micro_batch_reason,
         compile_reason,
     ]
@@ -86,6 +98,7 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
         device=device,
         precision=precision,
         memory_format=layout,
+        convolution=convolution,
         micro_batch_size=micro_batch_size,
         threads=threads,
         compile=compiles,
@@ -162,6 +175,30 @@ def _choose_compile(compile: bool | str, device: torch.device) -> tuple[bool, st
             "environment variable CXX). Install one, or use auto."
         )
     return True, "compiled: as asked"
+
+
+def _choose_convolution(
+    convolution: str, *, device: torch.device, precision: str, layout: torch.memory_format, compiles: bool
+) -> tuple[str, str]:
+    obstacles = {
+        f"on {device.type}": device.type != "cpu",
+        f"in {precision}": precision != "fp32",
+        "in the contiguous memory format": layout != torch.channels_last,
+        "in a compiled step": compiles,
+    }
+    obstacle = next((where for where, is_there in obstacles.items() if is_there), None)
+    if convolution == "winograd" and obstacle:
+        raise ConfigError(
+            f"params.yaml: train.convolution is 'winograd', which there is not {obstacle}: it is for a processor, "
+            "fp32, channels_last and a step that is not compiled. Use auto or direct."
+        )
+    if convolution != "auto":
+        return convolution, f"{convolution} convolutions: as asked"
+    if obstacle:
+        return "direct", f"direct convolutions: there is no Winograd {obstacle}"
+    if not _cpu_capabilities().get("avx2"):
+        return "direct", "direct convolutions: Winograd's were measured on processors with AVX2 only"
+    return "winograd", "winograd convolutions of 3x3, where they pay: fewer products in fp32"
 
 
 def _cpu_capabilities() -> Mapping[str, object]:

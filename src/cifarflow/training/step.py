@@ -50,7 +50,7 @@ class Step:
         self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor], *, batch_size: int
     ) -> Tensor:
         """Add the gradients of one micro-batch of M; float32 `[2, M]`: losses, and 1 where the answer was right."""
-        with self.compute.autocast():
+        with self.compute.autocast(), self.compute.convolutions():
             logits = self.forward(preprocess(images).contiguous(memory_format=self.compute.memory_format))
         losses = self.loss(logits.float(), labels, self.label_smoothing)
         (losses.sum() / batch_size).backward()

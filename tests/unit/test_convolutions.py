@@ -1,0 +1,181 @@
+"""Winograd's convolutions give what the library's do, and are taken only where they should be."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifarflow.models.resnet import resnet18
+from cifarflow.models.speednet import speednet
+from cifarflow.training import convolutions, winograd
+from cifarflow.training.convolutions import WinogradConvolutions, pays
+from cifarflow.training.winograd import Tiling, Transforms, convolve
+
+ROUNDING = 2e-5  # of float32, relative to the largest value; measured: 3e-6 at most
+
+
+def operands(
+    count: int, width_in: int, width_out: int, height: int, width: int, *, padding: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures, filters, and a gradient of what comes out of them."""
+    torch.manual_seed(0)
+    images = torch.randn(count, width_in, height, width).contiguous(memory_format=torch.channels_last)
+    filters = torch.randn(width_out, width_in, 3, 3).contiguous(memory_format=torch.channels_last)
+    outputs = torch.randn(count, width_out, height + 2 * padding - 2, width + 2 * padding - 2)
+    return images, filters, outputs.contiguous(memory_format=torch.channels_last)
+
+
+def error(found: Tensor | None, expected: Tensor | None) -> float:
+    assert found is not None and expected is not None and found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("tile", winograd.TILES)
+def test_transforms_convolve_one_tile_exactly(tile: int) -> None:
+    """The identity of the method in one dimension: A^T [(G g) * (B^T d)] is the correlation of d with g."""
+    transforms = Transforms.of(tile)
+    taps, patch = torch.randn(3, dtype=torch.float64).numpy(), torch.randn(tile + 2).double().numpy()
+    products = (transforms.filters @ taps) * (transforms.inputs @ patch)
+    expected = [sum(patch[at + tap] * taps[tap] for tap in range(3)) for at in range(tile)]
+    assert (transforms.outputs @ products).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (4, 4), (5, 8), (7, 6), (8, 8), (11, 9), (16, 13)])
+def test_outputs_and_both_gradients_are_those_of_a_convolution(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, padding: int
+) -> None:
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", 8 << 10)  # several chunks, the last of them smaller
+    images, filters, gradient = operands(7, 6, 10, height, width, padding=padding)
+    ours = (images.clone().requires_grad_(), filters.clone().requires_grad_())
+    exact = (images.double().requires_grad_(), filters.double().requires_grad_())
+    outputs, expected = convolve(*ours, padding=padding), F.conv2d(*exact, padding=padding)
+    outputs.backward(gradient)
+    expected.backward(gradient.double())
+    assert error(outputs.detach(), expected.detach()) < ROUNDING
+    for operand, reference in zip(ours, exact, strict=True):
+        assert operand.grad is not None
+        assert operand.grad.is_contiguous(memory_format=torch.channels_last)
+        assert error(operand.grad, reference.grad) < ROUNDING
+
+
+def test_every_tile_is_used_and_every_chunking_met() -> None:
+    tilings = [Tiling.of((7, 6, side, side), (10, 6, 3, 3), 0) for side in range(3, 19)]
+    assert {tiling.tile for tiling in tilings} == set(winograd.TILES)
+    assert {tiling.whole for tiling in tilings} == {True, False}
+
+
+def test_pictures_that_need_no_gradient_get_none() -> None:
+    images, filters, gradient = operands(2, 3, 4, 8, 8, padding=1)
+    filters.requires_grad_()
+    convolve(images, filters, padding=1).backward(gradient)
+    assert filters.grad is not None and images.grad is None
+
+
+@pytest.mark.parametrize(
+    ("width_in", "width_out", "side", "padding", "expected"),
+    [
+        (64, 256, 10, 0, True),
+        (256, 256, 8, 0, True),
+        (512, 512, 4, 1, True),
+        (64, 64, 32, 1, False),
+        (3, 64, 32, 1, False),
+    ],
+)
+def test_it_pays_for_wide_layers(
+    width_in: int, width_out: int, side: int, padding: int, expected: bool
+) -> None:
+    assert pays((125, width_in, side, side), (width_out, width_in, 3, 3), padding=padding) is expected
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+    """Shapes of the filters that Winograd's method was used with."""
+    shapes: list[tuple[int, ...]] = []
+
+    def noted(images: Tensor, filters: Tensor, *, padding: int) -> Tensor:
+        shapes.append(tuple(filters.shape))
+        return convolve(images, filters, padding=padding)
+
+    monkeypatch.setattr(convolutions, "convolve", noted)
+    yield shapes
+
+
+def wide(**changes: Any) -> nn.Conv2d:
+    return nn.Conv2d(**{"in_channels": 256, "out_channels": 256, "kernel_size": 3, "bias": False, **changes})
+
+
+def test_a_layer_that_gains_is_taken_however_it_is_called(taken: list[tuple[int, ...]]) -> None:
+    images, filters = torch.randn(2, 256, 8, 8), torch.randn(256, 256, 3, 3, requires_grad=True)
+    with WinogradConvolutions():
+        wide(padding=1)(images)
+        F.conv2d(images, filters)
+        F.conv2d(images, filters, padding=1)
+        F.conv2d(input=images, weight=filters, stride=(1, 1), padding=(1, 1))
+    assert taken == [(256, 256, 3, 3)] * 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bias": True},
+        {"stride": 2},
+        {"dilation": 2},
+        {"groups": 2},
+        {"kernel_size": 5},
+        {"kernel_size": (3, 1)},
+        {"padding": "same"},
+        {"padding": (0, 1)},
+        {"dtype": torch.bfloat16},
+    ],
+)
+def test_other_convolutions_are_the_librarys(taken: list[tuple[int, ...]], changes: dict[str, Any]) -> None:
+    layer = wide(**changes)
+    images = torch.randn(2, 256, 8, 8, dtype=layer.weight.dtype)
+    with WinogradConvolutions():
+        outputs = layer(images)
+    assert taken == [] and torch.equal(outputs, layer(images))
+
+
+def test_without_gradients_and_afterwards_they_are_the_librarys(taken: list[tuple[int, ...]]) -> None:
+    layer, images = wide(), torch.randn(2, 256, 8, 8)
+    with WinogradConvolutions(), torch.no_grad():
+        layer(images)
+    with WinogradConvolutions():
+        layer.requires_grad_(False)(images)
+    layer.requires_grad_()(images)
+    assert taken == []
+
+
+def gradients(model: nn.Module, images: Tensor, labels: Tensor, *, winograd: bool = False) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    with WinogradConvolutions() if winograd else contextlib.nullcontext():
+        outputs = model(images)
+    F.cross_entropy(outputs, labels).backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize(("build", "layers"), [(speednet, 4), (partial(resnet18, image_size=32), 9)])
+def test_a_network_learns_the_same_with_it(taken: list[tuple[int, ...]], build: Any, layers: int) -> None:
+    """The gradient of all weights is as near to that of float64 as the library's, within a factor."""
+    torch.manual_seed(1)
+    model = build(num_classes=10).to(memory_format=torch.channels_last).train()
+    images, labels = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
+    exact = gradients(copy.deepcopy(model).double(), images.double(), labels)
+    library = gradients(model, images, labels)
+    assert taken == []
+    ours = gradients(model, images, labels, winograd=True)
+    assert len(taken) == layers
+    distances = [
+        torch.stack([(found[name] - exact[name]).square().sum() for name in exact]).sum().sqrt().item()
+        for found in (library, ours)
+    ]
+    length = torch.stack([gradient.square().sum() for gradient in exact.values()]).sum().sqrt().item()
+    assert distances[1] < 10 * distances[0]
+    assert distances[1] < 0.01 * length
