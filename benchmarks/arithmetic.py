@@ -1,15 +1,16 @@
 """Arithmetic rate of training over that of a large matrix product, in the precision that training uses here.
 
 The operations of a step are counted, not estimated (`torch.utils.flop_counter`: convolutions and matrix products,
-forward and backward, each multiply-add as two), at each size of pictures of the default recipe; its wall time holds
-everything else as well: augmentation, norms, activations, pooling, the optimizer. The product's turns lie between the
-steps. One convolution alone, the network's largest, shows how much of the product's rate convolutions can reach here.
+forward and backward, each multiply-add as two; of Winograd's convolutions the fewer products that are left), at each
+size of pictures of the default recipe; its wall time holds everything else as well: augmentation, norms, activations,
+pooling, the optimizer. The product's turns lie between the steps. One convolution alone, the network's largest, shows
+how much of the product's rate the library's convolutions can reach here.
 
     uv run python -m benchmarks.arithmetic
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,9 +108,15 @@ def step_flops(fit: Fit, kind: Kind) -> int:
     count = min(task.compute.micro_batch_size, task.config.batch_size)
     step = replace(fit.step, optimizers=[])
     step.clear_gradients()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: added_products}) as counter:
         step(task.train.images[:count], task.train.labels[:count], task.preprocess(kind.pixels))
     return counter.get_total_flops() * kind.pictures // count
+
+
+def added_products(total: Sequence[int], left: Sequence[int], right: Sequence[int], **_: object) -> int:
+    """Operations of `baddbmm_`, in which Winograd's convolutions gather gradients; the counter does not know it."""
+    batch, rows, inner = left
+    return 2 * batch * rows * inner * right[2]
 
 
 class ConvolutionLog(TorchDispatchMode):

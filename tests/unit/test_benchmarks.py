@@ -176,6 +176,20 @@ def test_operations_of_a_convolution_are_those_of_its_definition() -> None:
     assert arithmetic.Work(action=int, flops=6_000_000_000).rates([2.0, 3.0]) == [3.0, 2.0]
 
 
+def test_of_winograds_convolutions_the_products_that_are_left_are_counted(tiny: Config) -> None:
+    def operations(convolution: str) -> int:
+        wide = tiny.model.model_copy(
+            update={"speednet": tiny.model.speednet.model_copy(update={"widths": (8, 256, 256)})}
+        )
+        train = tiny.train.model_copy(update={"convolution": convolution, "micro_batch_size": 2})
+        config = tiny.model_copy(update={"model": wide, "train": train})
+        fit = recipe_time.new_fit(recipe_time.random_task(config, count=100), config)
+        kind = recipe_time.Kind(side="ours", pixels=20, first_bias=True, pictures=2)
+        return arithmetic.step_flops(fit, kind)
+
+    assert 0.25 < operations("winograd") / operations("direct") < 0.75
+
+
 def test_operations_of_a_step_are_counted_for_the_whole_batch(tiny: Config) -> None:
     task = recipe_time.random_task(tiny, count=400)
     fit = recipe_time.new_fit(task, tiny)

@@ -153,7 +153,9 @@ def test_without_gradients_and_afterwards_they_are_the_librarys(taken: list[tupl
     assert taken == []
 
 
-def gradients(model: nn.Module, images: Tensor, labels: Tensor, *, winograd: bool = False) -> dict[str, Tensor]:
+def gradients(
+    model: nn.Module, images: Tensor, labels: Tensor, *, winograd: bool = False
+) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     with WinogradConvolutions() if winograd else contextlib.nullcontext():
         outputs = model(images)
