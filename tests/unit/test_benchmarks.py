@@ -181,10 +181,10 @@ def test_of_winograds_convolutions_the_products_that_are_left_are_counted(tiny: 
         wide = tiny.model.model_copy(
             update={"speednet": tiny.model.speednet.model_copy(update={"widths": (8, 256, 256)})}
         )
-        train = tiny.train.model_copy(update={"convolution": convolution, "micro_batch_size": 2})
+        train = tiny.train.model_copy(update={"convolution": convolution, "micro_batch_size": 40})
         config = tiny.model_copy(update={"model": wide, "train": train})
         fit = recipe_time.new_fit(recipe_time.random_task(config, count=100), config)
-        kind = recipe_time.Kind(side="ours", pixels=20, first_bias=True, pictures=2)
+        kind = recipe_time.Kind(side="ours", pixels=20, first_bias=True, pictures=40)
         return arithmetic.step_flops(fit, kind)
 
     assert 0.25 < operations("winograd") / operations("direct") < 0.75
