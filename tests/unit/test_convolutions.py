@@ -71,6 +71,19 @@ def test_every_tile_is_used_and_every_chunking_met() -> None:
     assert {tiling.whole for tiling in tilings} == {True, False}
 
 
+def test_a_second_time_gives_the_same_bits() -> None:
+    """Exact resume lives on it, whatever lies in memory: the buffers are not those of the first time."""
+    images, filters, gradient = operands(50, 64, 256, 10, 10, padding=0)
+
+    def once() -> tuple[Tensor, ...]:
+        inputs = (images.clone().requires_grad_(), filters.clone().requires_grad_())
+        outputs = convolve(*inputs, padding=0)
+        return (outputs.detach(), *torch.autograd.grad(outputs, inputs, gradient))
+
+    first, _between, second = once(), [torch.full((size, 1000), torch.nan) for size in range(1, 400)], once()
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
 def test_pictures_that_need_no_gradient_get_none() -> None:
     images, filters, gradient = operands(2, 3, 4, 8, 8, padding=1)
     filters.requires_grad_()
