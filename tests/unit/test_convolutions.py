@@ -65,10 +65,12 @@ def test_outputs_and_both_gradients_are_those_of_a_convolution(
         assert error(operand.grad, reference.grad) < ROUNDING
 
 
-def test_every_tile_is_used_and_every_chunking_met() -> None:
-    tilings = [Tiling.of((7, 6, side, side), (10, 6, 3, 3), 0) for side in range(3, 19)]
+def test_the_shapes_above_meet_every_tile_and_chunks_of_unequal_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", 8 << 10)
+    tilings = [Tiling.of((7, 6, side, side), (10, 6, 3, 3), 0) for side in (3, 4, 5, 7, 8, 11, 16)]
     assert {tiling.tile for tiling in tilings} == set(winograd.TILES)
     assert {tiling.whole for tiling in tilings} == {True, False}
+    assert any(1 < tiling.pictures < 7 and 7 % tiling.pictures for tiling in tilings)
 
 
 def test_a_second_time_gives_the_same_bits() -> None:
