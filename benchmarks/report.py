@@ -57,7 +57,7 @@ ON_A_GPU = (
         "training by 2 GPUs, pictures a second",
         "1 GPU",
         ">= 0.9",
-        "uv run dvc exp run -S train.device=cuda -S 'train.launch=torchrun --standalone --nproc-per-node 2'",
+        "uv run dvc exp run -S train.device=cuda -S 'train.launch=python -m cifarflow.launch --nproc-per-node 2'",
     ),
 )
 """The commands leave `seconds` and `images_per_second` in metrics/train.json, accuracy in metrics/evaluation.json."""
