@@ -60,10 +60,13 @@ def run(command: list[str], *, name: str) -> Run:
     """Run one benchmark, showing what it says; a failure is a Run without a result."""
     print(f"== {name}", flush=True)
     start, lines = time.monotonic(), []
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # Set in many containers: every process would compile its libraries anew, and be timed with it.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with subprocess.Popen(
         [*command, "--json"],
         cwd=PROJECT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
