@@ -23,13 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import command
 from benchmarks.command import Effort
 from benchmarks.pairs import Turn, alternate, second_of_two
+from benchmarks.random_task import new_fit, random_task
 from benchmarks.recipe_time import (
     Kind,
     freeze_as_in,
-    new_fit,
     our_schedule,
     our_steps,
-    random_task,
     seconds_a_round,
     training_seconds,
 )

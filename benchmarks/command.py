@@ -1,11 +1,12 @@
 """The command line that every benchmark has."""
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.result import Result
+from cifarflow.allocator import keep_freed_memory
+from cifarflow.processor import usable_processors
 from cifarflow.provenance import processor_name
 
 
@@ -31,18 +32,15 @@ def run(
     parser.add_argument("--quick", action="store_true", help=f"{quick_rounds} round(s) and less of each")
     parser.add_argument("--json", action="store_true", help="end with the result as a line of JSON")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as stages/start.py does
     chosen = arguments.rounds or (quick_rounds if arguments.quick else rounds)
-    print(f"{processor_name()}, {processors()} processors, {chosen} round(s){', quick' * arguments.quick}")
+    print(
+        f"{processor_name()}, {usable_processors()} processors, {chosen} round(s){', quick' * arguments.quick}"
+    )
     result = measure(Effort(rounds=chosen, quick=arguments.quick))
     print(result.sentence)
     if arguments.json:
         print(result.to_json())
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _positive(text: str) -> int:

@@ -26,6 +26,7 @@ from benchmarks.overhead_costs import recorder_for, tracked, with_own_store
 from benchmarks.pairs import alternate, answer_of, ratios, seconds_of
 from benchmarks.result import Result, Spread
 from benchmarks.setting import recipe_on_cpu
+from cifarflow.allocator import keep_freed_memory
 from cifarflow.config import Config
 
 GOAL = 1.05
@@ -113,6 +114,7 @@ def in_state(state: str, config: Config, folder: Path) -> Iterator[Config]:
 
 if __name__ == "__main__":
     if TURN in sys.argv:
+        keep_freed_memory()  # as stages/start.py does
         take_turn(sys.argv[-1])
     else:
         command.run(measure, description=__doc__, rounds=5, quick_rounds=1)

@@ -35,7 +35,8 @@ from benchmarks.overhead_costs import (
     with_own_store,
 )
 from benchmarks.pairs import alternate, ratios, second_of_two, seconds_of
-from benchmarks.recipe_time import new_fit, our_schedule, our_steps, random_task, training_seconds
+from benchmarks.random_task import new_fit, random_task
+from benchmarks.recipe_time import our_schedule, our_steps, training_seconds
 from benchmarks.result import Result, Spread
 from benchmarks.setting import recipe_on_cpu
 from cifarflow.config import Config

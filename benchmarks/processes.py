@@ -15,11 +15,14 @@ from dataclasses import replace
 import torch
 
 from benchmarks import command
-from benchmarks.command import Effort, processors
+from benchmarks.command import Effort
 from benchmarks.pairs import alternate, answer_of, ratios, seconds_of
-from benchmarks.recipe_time import new_fit, our_schedule, our_steps, random_task, training_seconds
+from benchmarks.random_task import new_fit, random_task
+from benchmarks.recipe_time import our_schedule, our_steps, training_seconds
 from benchmarks.result import Result, Spread
 from benchmarks.setting import recipe_on_cpu
+from cifarflow.allocator import keep_freed_memory
+from cifarflow.processor import usable_processors
 from cifarflow.training.hardware import plan_compute
 from cifarflow.training.processes import joined
 
@@ -32,8 +35,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", s
 
 
 def measure(effort: Effort) -> Result:
-    if processors() < PROCESSES:
-        raise SystemExit(f"{processors()} processor(s) cannot run {PROCESSES} processes side by side")
+    if usable_processors() < PROCESSES:
+        raise SystemExit(f"{usable_processors()} processor(s) cannot run {PROCESSES} processes side by side")
     steps = STEPS_A_KIND_QUICK if effort.quick else STEPS_A_KIND
     turn = ["-m", MODULE, TURN, str(steps)]
     sides = {
@@ -46,7 +49,7 @@ def measure(effort: Effort) -> Result:
     efficiency = Spread.of(ratios(rates["2 processes"], rates["1 process"]))
     return Result(
         name="training by 2 processes, pictures a second",
-        against=f"1 process with {processors()} threads, same batch",
+        against=f"1 process with {usable_processors()} threads, same batch",
         goal=GOAL,
         at_least=True,
         unit="x",
@@ -82,6 +85,7 @@ def take_turn(steps: int) -> None:
 
 if __name__ == "__main__":
     if TURN in sys.argv:
+        keep_freed_memory()  # as stages/start.py does
         take_turn(int(sys.argv[-1]))
     else:
         command.run(measure, description=__doc__, rounds=5, quick_rounds=1)

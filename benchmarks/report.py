@@ -3,17 +3,14 @@
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import groupby
 
-import torch
-
-from benchmarks.command import processors
 from benchmarks.result import Result
+from cifarflow.processor import bf16_units, usable_processors
 from cifarflow.provenance import processor_name
-from cifarflow.training.hardware import BF16_UNITS
 
 VERSIONS = ("torch", "torchvision", "numpy", "mlflow", "onnxruntime")
 GIB = 1 << 30
@@ -131,7 +128,7 @@ def facts(*, date: str, commit: str) -> dict[str, str]:
         "date": date,
         "commit": commit,
         "processor": processor_name(),
-        "processors used": str(processors()),
+        "processors used": str(usable_processors()),
         "memory": memory_text(),
         "bf16 units": ", ".join(bf16_units()) or "none",
         "load average at the start": ", ".join(f"{load:.1f}" for load in os.getloadavg())
@@ -139,11 +136,6 @@ def facts(*, date: str, commit: str) -> dict[str, str]:
         "system": f"{platform.platform(terse=True)}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS),
     }
-
-
-def bf16_units() -> Iterable[str]:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not there in torch 2.11
-    return [name for name in BF16_UNITS if capabilities.get(name)]
 
 
 def memory_text() -> str:

@@ -7,7 +7,7 @@ import start  # noqa: F401 - first: it says where cifarflow is
 from cifarflow import errors, files
 from cifarflow.config import flatten, load_config
 from cifarflow.data.packed import read_dataset, read_split
-from cifarflow.evaluation.evaluate import evaluate
+from cifarflow.evaluation.evaluate import evaluate, views_precision
 from cifarflow.evaluation.report import write_report
 from cifarflow.models.bundle import load_model
 from cifarflow.provenance import tracked_stage
@@ -32,7 +32,7 @@ def main() -> None:
             tracker.artifact(plot, folder="plots")
     print(
         f"evaluate: {len(result.labels):,} test pictures, accuracy {metrics['accuracy']:.4f}, "
-        f"with test-time augmentation {metrics['accuracy_tta']:.4f}"
+        f"with test-time augmentation {metrics['accuracy_tta']:.4f} (views in {views_precision(config.evaluate)})"
     )
 
 

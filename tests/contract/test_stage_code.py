@@ -12,9 +12,10 @@ from cifarflow.config import read_yaml
 STAGES = ("download", "prepare", "train", "evaluate", "export")
 
 # Modules that cannot change what a stage computes: faults and their texts, paths, reading and checking params (which
-# have no defaults in code), how files are written, and who watches. A change in them reruns nothing. The same goes for
-# an `__init__.py` that holds a docstring only.
+# have no defaults in code), how files are written, who watches, and where memory comes from. A change in them reruns
+# nothing. The same goes for an `__init__.py` that holds a docstring only.
 NEUTRAL = (
+    "cifarflow/allocator.py",
     "cifarflow/config/",
     "cifarflow/data/progress.py",
     "cifarflow/errors.py",

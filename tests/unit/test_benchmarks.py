@@ -26,6 +26,7 @@ from benchmarks import (
     overhead,
     overhead_costs,
     processes,
+    random_task,
     recipe_time,
     report,
     stages_time,
@@ -140,7 +141,7 @@ def test_the_program_that_weighs_another_imports_no_torch() -> None:
 
 
 def test_the_schedule_holds_every_step_of_the_recipe(tiny: Config) -> None:
-    task = recipe_time.random_task(tiny, count=400)
+    task = random_task.random_task(tiny, count=400)
     schedule = recipe_time.our_schedule(task, tiny)
     assert schedule.total() == task.total_steps == 105
     assert {kind.pixels for kind in schedule} == {20, 24, 32}
@@ -183,7 +184,7 @@ def test_of_winograds_convolutions_the_products_that_are_left_are_counted(tiny: 
         )
         train = tiny.train.model_copy(update={"convolution": convolution, "micro_batch_size": 40})
         config = tiny.model_copy(update={"model": wide, "train": train})
-        fit = recipe_time.new_fit(recipe_time.random_task(config, count=100), config)
+        fit = random_task.new_fit(random_task.random_task(config, count=100), config)
         kind = recipe_time.Kind(side="ours", pixels=20, first_bias=True, pictures=40)
         return arithmetic.step_flops(fit, kind)
 
@@ -191,18 +192,18 @@ def test_of_winograds_convolutions_the_products_that_are_left_are_counted(tiny: 
 
 
 def test_operations_of_a_step_are_counted_for_the_whole_batch(tiny: Config) -> None:
-    task = recipe_time.random_task(tiny, count=400)
-    fit = recipe_time.new_fit(task, tiny)
+    task = random_task.random_task(tiny, count=400)
+    fit = random_task.new_fit(task, tiny)
     drawn = tiny.train.batch_size
     frozen, trained = (
         arithmetic.step_flops(fit, recipe_time.Kind("ours", 32, bias, drawn)) for bias in (False, True)
     )
     assert trained > frozen, "the gradient at the whitening layer is work"
-    whole = recipe_time.random_task(
+    whole = random_task.random_task(
         tiny.model_copy(update={"train": tiny.train.model_copy(update={"micro_batch_size": 40})}), count=400
     )
     kind = recipe_time.Kind("ours", 32, False, drawn)
-    assert arithmetic.step_flops(recipe_time.new_fit(whole, tiny), kind) == frozen
+    assert arithmetic.step_flops(random_task.new_fit(whole, tiny), kind) == frozen
     forward = 2 * sum(layer.flops for layer in arithmetic.convolutions(fit))  # two micro-batches a batch
     assert 2 * forward < frozen < 3 * forward, (
         "no gradient at the pictures, the fixed filters and the first input"
@@ -359,7 +360,7 @@ def test_a_program_is_timed_and_weighed_and_its_failure_told(tmp_path: Path) -> 
 def test_memory_is_weighed_over_every_size_of_pictures() -> None:
     config = recipe_on_cpu("cifar94")
     steps = memory.steps_that_see_every_size(config, each=2)
-    task = recipe_time.random_task(config, count=2_000)
+    task = random_task.random_task(config, count=2_000)
     short = replace(task, config=config.train.model_copy(update={"epochs": steps / 2}))
     assert short.total_steps == steps
     seen = [short.pixels_at(step) for step in range(steps)]

@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cifarflow import processor
 from cifarflow.evaluation import metrics
-from cifarflow.evaluation.predict import predict_logits, predict_views
+from cifarflow.evaluation.evaluate import views_precision
+from cifarflow.evaluation.predict import Views, predict_logits, predict_views
 from cifarflow.evaluation.report import Evaluated, write_report
 from cifarflow.models.preprocess import Preprocess
+from tests.support.small import small_config
 
 CLASSES = ("ant", "bee", "with, comma")
 LOGITS = torch.tensor([[3.0, 1, 0], [0, 2, 1], [1, 0, 2], [5, 4, 0]])
@@ -63,11 +66,58 @@ def test_test_time_augmentation_averages_both_sides_and_shifts() -> None:
             images,
             preprocess=raw_preprocess(),
             batch_size=2,
-            flip=flip,
-            shift_pixels=shift_pixels,
+            views=Views(flip=flip, shift_pixels=shift_pixels),
         )
         torch.testing.assert_close(as_it_is, plain)
         torch.testing.assert_close(averaged, expected)
+
+
+class Layer(nn.Module):
+    """A layer's outputs, and the type of numbers that each call was made in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.types = nn.Linear(8 * 8 * 3, 2), []
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits = self.layer(pixels.flatten(1))
+        self.types.append(logits.dtype)
+        return logits
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_only_the_added_views_are_in_bf16(in_bf16: bool) -> None:
+    model, images = Layer(), torch.randint(0, 255, (5, 8, 8, 3), dtype=torch.uint8)
+    asked, exact = (
+        predict_views(
+            model,
+            images,
+            preprocess=raw_preprocess(),
+            batch_size=5,
+            views=Views(flip=True, shift_pixels=1, in_bf16=bf16),
+        )
+        for bf16 in (in_bf16, False)
+    )
+    assert model.types[:6] == [torch.float32, *[torch.bfloat16 if in_bf16 else torch.float32] * 5]
+    assert torch.equal(asked[0], exact[0]), "the pictures as they are do not depend on it"
+    assert asked[1].dtype == torch.float32
+    torch.testing.assert_close(asked[1], exact[1], atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("asked", "units", "chosen"),
+    [
+        ("auto", ["amx_bf16"], "bf16"),
+        ("auto", [], "fp32"),
+        ("fp32", ["amx_bf16"], "fp32"),
+        ("bf16", [], "bf16"),
+    ],
+)
+def test_the_precision_of_views_is_as_asked_or_by_the_processor(
+    monkeypatch: pytest.MonkeyPatch, asked: str, units: list[str], chosen: str
+) -> None:
+    monkeypatch.setattr(processor, "bf16_units", lambda: units)
+    assert views_precision(small_config(evaluate__views_precision=asked).evaluate) == chosen
 
 
 def test_predictions_do_not_depend_on_the_batch_size() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from cifarflow import processor
 from cifarflow.errors import ConfigError
-from cifarflow.training import hardware, processes
+from cifarflow.training import hardware
 from cifarflow.training.hardware import ComputePlan, plan_compute
-from cifarflow.training.processes import Processes, usable_processors
+from cifarflow.training.processes import Processes
 from tests.support.small import small_config
 
 
@@ -74,13 +75,13 @@ def test_threads_are_those_that_a_container_grants(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     (tmp_path / "cpu.max").write_text(granted)
-    quota = processes._quota
-    monkeypatch.setattr(processes, "_quota", lambda: quota(tmp_path / "cpu.max"))
-    assert usable_processors() == processors
+    quota = processor._quota
+    monkeypatch.setattr(processor, "_quota", lambda: quota(tmp_path / "cpu.max"))
+    assert processor.usable_processors() == processors
 
 
 def test_processes_of_one_machine_share_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "usable_processors", lambda: 8)
+    monkeypatch.setattr(processor, "usable_processors", lambda: 8)
     torch.set_num_threads(1)  # as torchrun does
     assert plan(Processes(rank=1, count=4, local_count=4), threads="auto").threads == 2
     assert plan(threads="auto").threads == 1, "OMP_NUM_THREADS is a wish of the user's"
@@ -101,7 +102,7 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_processors_flags_decide_the_precision(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
 ) -> None:
-    monkeypatch.setattr(hardware, "_cpu_capabilities", lambda: capabilities)
+    monkeypatch.setattr(processor, "capabilities", lambda: capabilities)
     chosen = plan(precision="auto")
     assert chosen.precision == precision
     assert any(reason.startswith(precision) for reason in chosen.reasons)
@@ -126,7 +127,7 @@ def test_winograd_is_chosen_where_it_was_measured(
     chosen: str,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(hardware, "_cpu_capabilities", lambda: capabilities)
+    monkeypatch.setattr(processor, "capabilities", lambda: capabilities)
     choice = plan(**{"precision": "auto", **changes})
     assert choice.convolution == chosen
     assert [line for line in choice.reasons if "convolutions" in line and reason in line]

@@ -213,6 +213,7 @@ class EvaluateConfig(Section):
     batch_size: PositiveInt
     flip: bool
     shift_pixels: Annotated[int, Field(ge=0, le=8)]
+    views_precision: Literal["auto", "fp32", "bf16"]
 
 
 class ExportConfig(Section):

@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
+from cifarflow import processor
 from cifarflow.config.schema import EvaluateConfig
 from cifarflow.data.packed import Split
-from cifarflow.evaluation.predict import predict_views
+from cifarflow.evaluation.predict import Views, predict_views
 from cifarflow.evaluation.report import Evaluated
 from cifarflow.models.bundle import ModelDescription
 from cifarflow.models.preprocess import Preprocess
@@ -14,9 +15,10 @@ from cifarflow.models.preprocess import Preprocess
 def evaluate(
     model: nn.Module, description: ModelDescription, split: Split, config: EvaluateConfig
 ) -> Evaluated:
-    """Predict a split as it is and with test-time augmentation, in float32 on the CPU.
+    """Predict a split as it is and with test-time augmentation, on the CPU.
 
-    That is the arithmetic of the exported file, so both have the same accuracy.
+    As they are, pictures are seen in float32: the arithmetic of the exported file, so both have the same accuracy. The
+    other views, five of six at the default, are only averaged, and may be in bf16.
     """
     images = torch.from_numpy(split.images)
     preprocess = Preprocess(mean=description.mean, std=description.std, image_size=description.image_size)
@@ -26,8 +28,11 @@ def evaluate(
         images,
         preprocess=preprocess,
         batch_size=config.batch_size,
-        flip=config.flip,
-        shift_pixels=config.shift_pixels,
+        views=Views(
+            flip=config.flip,
+            shift_pixels=config.shift_pixels,
+            in_bf16=views_precision(config) == "bf16",
+        ),
     )
     return Evaluated(
         images=split.images,
@@ -36,3 +41,10 @@ def evaluate(
         averaged_logits=averaged,
         classes=description.classes,
     )
+
+
+def views_precision(config: EvaluateConfig) -> str:
+    """fp32 or bf16; `auto` is bf16 where the processor has units for it, as in training."""
+    if config.views_precision != "auto":
+        return config.views_precision
+    return "bf16" if processor.bf16_units() else "fp32"

@@ -1,10 +1,21 @@
 """What a network says about a split of pictures."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Views:
+    """What is averaged with the pictures as they are: mirrored ones, and shifted by some pixels unless by 0."""
+
+    flip: bool
+    shift_pixels: int
+    in_bf16: bool = False
+    """Instead of the precision of the weights, in which the pictures as they are stay."""
 
 
 @torch.inference_mode()
@@ -18,15 +29,9 @@ def predict_logits(model: nn.Module, images: Tensor, *, preprocess: nn.Module, b
 
 @torch.inference_mode()
 def predict_views(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    preprocess: nn.Module,
-    batch_size: int,
-    flip: bool,
-    shift_pixels: int,
+    model: nn.Module, images: Tensor, *, preprocess: nn.Module, batch_size: int, views: Views
 ) -> tuple[Tensor, Tensor]:
-    """As `predict_logits`, and beside it the average over mirrored and shifted views where `flip`, `shift_pixels` ask.
+    """As `predict_logits`, and beside it the average over the pictures as they are and the `views` of them.
 
     Half the weight goes to the pictures in their place, half to the shifted ones (Jordan 2024, arXiv:2404.00498).
     """
@@ -34,24 +39,21 @@ def predict_views(
     for batch in images.split(batch_size):
         pixels = preprocess(batch)
         plain.append(model(pixels).float())
-        in_place = _with_mirrored(model, pixels, plain[-1]) if flip else plain[-1]
-        averaged.append(_with_shifted(model, pixels, in_place, flip=flip, reach=shift_pixels))
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=views.in_bf16):
+            averaged.append(_average(model, pixels, plain[-1], views))
     return torch.cat(plain), torch.cat(averaged)
 
 
-def _with_mirrored(model: nn.Module, pixels: Tensor, logits: Tensor) -> Tensor:
-    return (logits + model(pixels.flip(3)).float()) / 2
+def _average(model: nn.Module, pixels: Tensor, logits: Tensor, views: Views) -> Tensor:
+    def with_mirrored(view: Tensor, logits: Tensor) -> Tensor:
+        return (logits + model(view.flip(3)).float()) / 2 if views.flip else logits
 
-
-def _with_shifted(model: nn.Module, pixels: Tensor, in_place: Tensor, *, flip: bool, reach: int) -> Tensor:
-    shifted = []
-    for view in _shifts(pixels, reach):
-        logits = model(view).float()
-        shifted.append(_with_mirrored(model, view, logits) if flip else logits)
+    in_place = with_mirrored(pixels, logits)
+    shifted = [with_mirrored(view, model(view).float()) for view in _shifts(pixels, reach=views.shift_pixels)]
     return (in_place + torch.stack(shifted).mean(0)) / 2 if shifted else in_place
 
 
-def _shifts(pixels: Tensor, reach: int) -> Iterator[Tensor]:
+def _shifts(pixels: Tensor, *, reach: int) -> Iterator[Tensor]:
     """The pictures moved by `reach` pixels towards two opposite corners, edges mirrored."""
     if not reach:
         return

@@ -3,18 +3,18 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from cifarflow import processor
 from cifarflow.config.schema import TrainConfig
 from cifarflow.errors import ConfigError
 from cifarflow.training.convolutions import WinogradConvolutions
-from cifarflow.training.processes import Processes, usable_processors
+from cifarflow.training.processes import Processes
 
-BF16_UNITS = ("amx_bf16", "avx512_bf16")
 CACHED_PIXELS = (
     1 << 17
 )  # of one micro-batch: 128 pictures of 32 x 32, whose activations stay in a processor's cache
@@ -128,10 +128,9 @@ def _choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
             if supported
             else ("fp32", "fp32: the GPU lacks bf16 units")
         )
-    units = [name for name in BF16_UNITS if _cpu_capabilities().get(name)]
-    if units:
+    if units := processor.bf16_units():
         return "bf16", f"bf16: the processor has {units[0]}"
-    return "fp32", f"fp32: the processor has no bf16 units ({', '.join(BF16_UNITS)})"
+    return "fp32", f"fp32: the processor has no bf16 units ({', '.join(processor.BF16_UNITS)})"
 
 
 def _choose_memory_format(memory_format: str) -> tuple[torch.memory_format, str]:
@@ -156,7 +155,7 @@ def _choose_micro_batch(config: TrainConfig, device: torch.device, image_size: i
 def _choose_threads(threads: int | str, processes: Processes) -> tuple[int, str]:
     if isinstance(threads, int):
         return threads, f"{threads} threads: as asked"
-    own = max(1, usable_processors() // processes.local_count)
+    own = max(1, processor.usable_processors() // processes.local_count)
     if processes.local_count > 1:  # torchrun has told torch to take one
         return own, f"{own} threads: the share of each of {processes.local_count} processes"
     chosen = min(own, torch.get_num_threads())
@@ -196,12 +195,6 @@ def _choose_convolution(
         return convolution, f"{convolution} convolutions: as asked"
     if obstacle:
         return "direct", f"direct convolutions: there is no Winograd {obstacle}"
-    if not _cpu_capabilities().get("avx2"):
+    if not processor.capabilities().get("avx2"):
         return "direct", "direct convolutions: Winograd's were measured on processors with AVX2 only"
     return "winograd", "winograd convolutions of 3x3, where they pay: fewer products in fp32"
-
-
-def _cpu_capabilities() -> Mapping[str, object]:
-    """What torch knows of the processor. Its flags, not a timing: a busy machine must not change what is computed."""
-    capabilities = getattr(torch.cpu, "get_capabilities", None)  # not there in torch 2.11
-    return capabilities() if capabilities else {}

@@ -7,11 +7,9 @@ found is added up. So the number of processes changes nothing but the order of a
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -79,22 +77,6 @@ def joined() -> Iterator[Processes]:
         yield Processes(rank=dist.get_rank(), count=dist.get_world_size(), local_count=local_count)
     finally:
         dist.destroy_process_group()
-
-
-def usable_processors() -> int:
-    """How many processors this process may use: fewer than there are under `taskset` or a container's quota."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, math.ceil(min(allowed, _quota())))
-
-
-def _quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
-    """Processors that a container's control group (version 2) grants; infinite where none is set."""
-    try:
-        granted, period = path.read_text().split()
-        return int(granted) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # no such file, or `max`
-        return math.inf
 
 
 class Combination:

@@ -1,0 +1,64 @@
+"""What a process frees, it gets again without asking the system; seen in the page faults of real processes."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from cifarflow import allocator
+
+NEEDS_GLIBC = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="glibc is what is told to keep memory"
+)
+PAGES = (48 << 20) // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+PROGRAM = """
+import resource, sys
+from cifarflow.allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+    print(keep_freed_memory())
+else:
+    print(False)
+bytearray(48 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    bytearray(48 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(mode: str, **environment: str) -> tuple[bool, int]:
+    """Whether memory is kept, and the page faults of making and freeing 48 MiB five times, after a first time."""
+    plain = {name: value for name, value in os.environ.items() if name not in allocator.SETTINGS_OF_THE_USER}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, mode],
+        env={**plain, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept, count = done.stdout.split()
+    return kept == "True", int(count)
+
+
+@NEEDS_GLIBC
+def test_memory_that_was_freed_is_used_again() -> None:
+    kept, count = faults("keep")
+    assert kept and count < PAGES / 10
+    kept, count = faults("as it is")
+    assert not kept and count > 4 * PAGES, "without it, every page is new each time"
+
+
+@NEEDS_GLIBC
+@pytest.mark.parametrize("name", allocator.SETTINGS_OF_THE_USER)
+def test_what_the_user_has_set_stays(name: str) -> None:
+    value = "glibc.malloc.check=0" if name == "GLIBC_TUNABLES" else "131072"
+    kept, count = faults("keep", **{name: value})
+    assert not kept and count > 4 * PAGES
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(allocator.ctypes, "CDLL", None)  # would fail if it were called
+    assert not allocator.keep_freed_memory()
