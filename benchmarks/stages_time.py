@@ -22,6 +22,7 @@ from benchmarks.pairs import second_of_two
 from benchmarks.result import Result, Spread
 from benchmarks.setting import PUBLISHED_TEST_PICTURES, find_archive, recipe_on_cpu
 from cifarflow.config import Config
+from cifarflow.evaluation.evaluate import views_precision
 from cifarflow.models import create_model
 
 GOAL_SECONDS = 90.0
@@ -50,19 +51,29 @@ def measure(effort: Effort) -> Result:
 
 
 def arithmetic_alone(config: Config) -> str:
-    """What no program can save: the float32 operations of evaluate and export, at the rate of a large product."""
+    """What no program can save: the operations of evaluate and export, at the rates of large products."""
     model = create_model(config.model.name, num_classes=10, image_size=32, **config.model.options())
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.eval()(torch.zeros(1, 3, 32, 32))
-    views = (1 + config.evaluate.flip) * (3 if config.evaluate.shift_pixels else 1)
-    passes = views + 2  # export's two, by PyTorch and by onnxruntime
-    flops = passes * PUBLISHED_TEST_PICTURES * counter.get_total_flops()
-    product = matrix_products(torch.float32)
-    rate = product.rates([second_of_two(product.action)()])[0]
+    flops = PUBLISHED_TEST_PICTURES * counter.get_total_flops()
+    seconds, words = 0.0, []
+    for dtype, passes in passes_in(config).items():
+        product = matrix_products(dtype)
+        rate = product.rates([second_of_two(product.action)()])[0]
+        seconds += passes * flops / 1e9 / rate
+        words.append(f"{passes} passes in {str(dtype).removeprefix('torch.')} at {rate:.0f} GFLOP/s")
     return (
-        f"the arithmetic of {passes} passes over the test pictures alone, {flops / 1e12:.1f} TFLOP, takes "
-        f"{flops / 1e9 / rate:.0f} s at the rate of a large fp32 matrix product, {rate:.0f} GFLOP/s"
+        f"their arithmetic over the test pictures alone, {flops / 1e12:.1f} TFLOP a pass, takes {seconds:.0f} s at the "
+        f"rates of large matrix products: {', '.join(words)}"
     )
+
+
+def passes_in(config: Config) -> dict[torch.dtype, int]:
+    """How often evaluate and export see the test pictures: as they are, its other views, by PyTorch, by onnxruntime."""
+    views = (1 + config.evaluate.flip) * (3 if config.evaluate.shift_pixels else 1)
+    if views_precision(config.evaluate) == "bf16":
+        return {torch.float32: 3, torch.bfloat16: views - 1}
+    return {torch.float32: views + 2}
 
 
 def one_round() -> dict[str, float]:
