@@ -13,7 +13,7 @@ from benchmarks import airbench94
 from benchmarks.pairs import Turn, second_of_two
 from benchmarks.random_task import random_task
 from benchmarks.setting import PROJECT, recipe_on_cpu
-from cifarflow.allocator import keep_freed_memory
+from cifarflow.allocator import WITHOUT_LIMIT, keep_freed_memory
 
 KEEP = "--keep-freed-memory"
 
@@ -68,5 +68,5 @@ def answer_steps() -> None:
 
 if __name__ == "__main__":
     if KEEP in sys.argv:
-        keep_freed_memory()
+        keep_freed_memory(block_bytes=WITHOUT_LIMIT)  # its tensors have up to 230 MB
     answer_steps()

@@ -382,6 +382,18 @@ def test_training_does_not_count_as_a_stage_beside_it(monkeypatch: pytest.Monkey
     assert ran == ["download", "prepare", "train", "evaluate", "export"]
 
 
+@pytest.mark.parametrize(
+    ("precision", "passes"),
+    [("fp32", {torch.float32: 8}), ("bf16", {torch.float32: 3, torch.bfloat16: 5})],
+)
+def test_passes_of_evaluate_and_export_are_counted_by_their_precision(
+    precision: str, passes: dict[torch.dtype, int]
+) -> None:
+    config = recipe_on_cpu("cifar94")
+    evaluate = config.evaluate.model_copy(update={"views_precision": precision})
+    assert stages_time.passes_in(config.model_copy(update={"evaluate": evaluate})) == passes
+
+
 def test_a_turn_of_processes_that_fails_is_told() -> None:
     line = '{"pictures_a_second": 12.5, "threads": 1}'
     assert processes.pictures_a_second([sys.executable, "-c", f"print('hello'); print('{line}')"]) == 12.5
