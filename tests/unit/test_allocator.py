@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 
@@ -29,12 +30,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(mode: str, *, mib: int = 48, **environment: str) -> tuple[bool, float]:
+def faults(mode: str, *, mib: int = 48, environment: Mapping[str, str] | None = None) -> tuple[bool, float]:
     """Whether memory is kept, and what part of its pages is new when a block is made and freed, five times."""
     plain = {name: value for name, value in os.environ.items() if name not in allocator.SETTINGS_OF_THE_USER}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, mode, str(mib)],
-        env={**plain, **environment},
+        env={**plain, **(environment or {})},
         capture_output=True,
         text=True,
         check=True,
@@ -61,7 +62,7 @@ def test_blocks_that_no_step_needs_go_back_to_the_system() -> None:
 @pytest.mark.parametrize("name", allocator.SETTINGS_OF_THE_USER)
 def test_what_the_user_has_set_stays(name: str) -> None:
     value = "glibc.malloc.check=0" if name == "GLIBC_TUNABLES" else "131072"
-    kept, new = faults("keep", **{name: value})
+    kept, new = faults("keep", environment={name: value})
     assert not kept and new > 0.8
 
 
