@@ -5,6 +5,8 @@ some steps: cifarflow by its real `Fit.run` (in the precision and layout that it
 of PIL pictures, ToTensor, DataLoader(batch_size=64, shuffle=True) and float32. The course does not normalise, so mean
 and spread are set to 0 and 1 here: then the loss curves can be compared, seed by seed.
 
+Both run in one process, so the course's loop has the stages' allocator too.
+
 How near the limit the figure is, the note says: the time of the counted operations of an epoch at the rate of a large
 matrix product in the same run, over the time of the course's loop.
 
