@@ -1,5 +1,7 @@
 """Training by 2 processes (torchrun, gloo, half of the processors each) against 1 process with all of them.
 
+Where there are two GPUs: by 2 processes with one each (nccl) against 1 process with one.
+
 Both take the same steps of the default recipe: the same batch of the same pictures, by cifarflow's own Step. Each turn
 starts its processes anew, lets a step of each kind pass and times the next ones. The figure is the efficiency: pictures
 a second of two processes over those of one, over the recipe's whole schedule.
@@ -20,7 +22,7 @@ from benchmarks.pairs import alternate, answer_of, ratios, seconds_of
 from benchmarks.random_task import new_fit, random_task
 from benchmarks.recipe_time import our_schedule, our_steps, training_seconds
 from benchmarks.result import Result, Spread
-from benchmarks.setting import recipe_on_cpu
+from benchmarks.setting import finish, recipe
 from cifarflow.allocator import keep_freed_memory
 from cifarflow.processor import usable_processors
 from cifarflow.training.hardware import plan_compute
@@ -35,7 +37,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", s
 
 
 def measure(effort: Effort) -> Result:
-    if usable_processors() < PROCESSES:
+    if not on_gpus() and usable_processors() < PROCESSES:
         raise SystemExit(f"{usable_processors()} processor(s) cannot run {PROCESSES} processes side by side")
     steps = STEPS_A_KIND_QUICK if effort.quick else STEPS_A_KIND
     turn = ["-m", MODULE, TURN, str(steps)]
@@ -46,10 +48,12 @@ def measure(effort: Effort) -> Result:
     rates = alternate(sides, rounds=effort.rounds)
     for side, values in rates.items():
         print(f"{side}: {Spread.of(values)} pictures a second")
-    efficiency = Spread.of(ratios(rates["2 processes"], rates["1 process"]))
+    ideal = PROCESSES if on_gpus() else 1  # two GPUs are twice the machine, two halves of a processor are not
+    efficiency = Spread.of(ratios(rates["2 processes"], [ideal * rate for rate in rates["1 process"]]))
+    alone = "1 GPU, times 2" if on_gpus() else f"1 process with {usable_processors()} threads"
     return Result(
-        name="training by 2 processes, pictures a second",
-        against=f"1 process with {usable_processors()} threads, same batch",
+        name=f"training by {'2 GPUs' if on_gpus() else '2 processes'}, pictures a second",
+        against=f"{alone}, same batch",
         goal=GOAL,
         at_least=True,
         unit="x",
@@ -60,6 +64,11 @@ def measure(effort: Effort) -> Result:
     )
 
 
+def on_gpus() -> bool:
+    """Whether there is a GPU for each process."""
+    return torch.cuda.device_count() >= PROCESSES
+
+
 def pictures_a_second(program: Sequence[str]) -> float:
     """What the processes of one turn say; raises RuntimeError with their output when they fail."""
     return answer_of(program)["pictures_a_second"]
@@ -68,14 +77,15 @@ def pictures_a_second(program: Sequence[str]) -> float:
 def take_turn(steps: int) -> None:
     """In each process of a turn: time the recipe's kinds of steps together; the main one says the rate."""
     with joined() as processes:
-        config = recipe_on_cpu("cifar94")
+        config = recipe("cifar94", device="cuda" if on_gpus() else "cpu")
         plan_compute(config.train, image_size=32, processes=processes).take_effect()
         torch.manual_seed(0)  # the same random pictures in every process
         task = replace(random_task(config), processes=processes)
         seconds = {}
         for kind, step in our_steps(new_fit(task, config), config).items():
-            step()
-            seconds[kind] = [seconds_of(step) for _ in range(steps)]
+            turn = lambda step=step: (step(), finish(task.compute.device))  # noqa: E731 - two calls as one
+            turn()
+            seconds[kind] = [seconds_of(turn) for _ in range(steps)]
         if processes.is_main:
             schedule = our_schedule(task, config)
             pictures = sum(kind.pictures * steps for kind, steps in schedule.items())

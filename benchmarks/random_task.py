@@ -19,8 +19,10 @@ def random_task(config: Config, *, count: int | None = None) -> Task:
     """The default recipe's task over random pictures, as many as it trains on unless `count` says otherwise."""
     if count is None:
         count = round(PUBLISHED_TRAINING_PICTURES * (1 - config.data.validation_fraction))
+    compute = plan_compute(config.train, image_size=32)
     images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8)
-    pictures = Pictures(images=images, labels=torch.randint(0, 10, (count,)))
+    labels = torch.randint(0, 10, (count,))
+    pictures = Pictures(images=images.to(compute.device), labels=labels.to(compute.device))
     dataset = DatasetInfo(
         source="random",
         classes=CLASSES,
@@ -33,7 +35,7 @@ def random_task(config: Config, *, count: int | None = None) -> Task:
     )
     return Task(
         config=config.train,
-        compute=plan_compute(config.train, image_size=32),
+        compute=compute,
         train=pictures,
         validation=pictures,
         dataset=dataset,

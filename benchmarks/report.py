@@ -42,22 +42,22 @@ ON_A_GPU = (
         "time to 94.0 % on a GPU, mean of 50 runs or more",
         "airbench94_muon.py, the public record's own script, on the same GPU",
         "<= 0.9",
-        "uv run dvc exp run -S train.device=cuda",
+        "uv run python -m benchmarks.gpu_time --script ../cifar10-airbench/airbench94_muon.py",
     ),
     ByHand(
         "time to 96.0 % on a GPU, mean of 10 runs or more",
         "airbench96_faster.py on the same GPU",
         "<= 0.9",
-        "no recipe yet",
+        "uv run python -m benchmarks.gpu_time --script ../cifar10-airbench/airbench96_faster.py "
+        "--recipe cifar96 --target 0.96 --runs 10",
     ),
     ByHand(
         "training by 2 GPUs, pictures a second",
-        "1 GPU",
+        "1 GPU, times 2",
         ">= 0.9",
-        "uv run dvc exp run -S train.device=cuda -S 'train.launch=python -m cifarflow.launch --nproc-per-node 2'",
+        "uv run python -m benchmarks.processes",
     ),
 )
-"""The commands leave `seconds` and `images_per_second` in metrics/train.json, accuracy in metrics/evaluation.json."""
 
 
 def page(runs: Sequence[Run], *, facts: Mapping[str, str], quick: bool) -> str:

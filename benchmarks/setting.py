@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import torch
+
 from cifarflow.config import Config, load_config
 from cifarflow.data.sources.cifar10 import VARIABLE
 
@@ -11,10 +13,21 @@ PUBLISHED_TRAINING_PICTURES = 50_000
 PUBLISHED_TEST_PICTURES = 10_000
 
 
+def recipe(name: str, **train: object) -> Config:
+    """A recipe, with other values of single params of its section `train`."""
+    config = load_config(PROJECT / "recipes" / f"{name}.yaml")
+    return config.model_copy(update={"train": config.train.model_copy(update=train)})
+
+
 def recipe_on_cpu(name: str) -> Config:
     """A recipe as it stands, on the processor even where there is a GPU: the figures are those of plain machines."""
-    config = load_config(PROJECT / "recipes" / f"{name}.yaml")
-    return config.model_copy(update={"train": config.train.model_copy(update={"device": "cpu"})})
+    return recipe(name, device="cpu")
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what a GPU still has to do; a processor has done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def find_archive() -> Path | None:

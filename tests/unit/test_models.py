@@ -111,6 +111,21 @@ def test_speednet_halves_odd_sizes_as_padding_and_pooling_would() -> None:
     torch.testing.assert_close(group(pixels), plain)
 
 
+def test_speednet_of_depth_3_adds_what_went_into_the_second_convolution() -> None:
+    torch.manual_seed(0)
+    model: Any = create_model("speednet", num_classes=10, image_size=32, widths=(4, 8, 8), depth=3).eval()
+    assert len(split_by_role(model).filters) == 9
+    group = model.get_submodule("groups.1")
+    pixels = torch.randn(2, 4, 14, 14)
+    first = F.gelu(group.norm1(F.max_pool2d(F.conv2d(pixels, group.conv1.weight, padding=1), 2)))
+    second = F.gelu(group.norm2(F.conv2d(first, group.conv2.weight, padding=1)))
+    third = group.norm3(F.conv2d(second, group.conv3.weight, padding=1))
+    torch.testing.assert_close(group(pixels), F.gelu(third + first))
+    assert not hasattr(
+        create_model("speednet", num_classes=10, image_size=32).get_submodule("groups.1"), "conv3"
+    )
+
+
 def test_speednet_whitening_makes_patches_uncorrelated_with_unit_spread() -> None:
     torch.manual_seed(0)
     mix = torch.randn(3, 3)

@@ -84,6 +84,7 @@ class DataConfig(Section):
 
 class SpeednetConfig(Section):
     widths: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)]
+    depth: Literal[2, 3]
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
 
 

@@ -1,0 +1,57 @@
+"""A public record's own script, run where its author's repository lies, and what its table says of each run."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+RUNS = re.compile(r"range\(200\)")
+"""How often the scripts of airbench train, in their last lines; a copy with another number is what runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """One training from first weights to accuracy on the test split."""
+
+    accuracy: float
+    """With test-time augmentation, in [0, 1]."""
+    seconds: float
+    """First weights, steps and test-time augmentation; neither compiling nor the accuracy after each epoch."""
+
+
+def run_script(script: Path, *, runs: int) -> list[Training]:
+    """Let `script` (airbench94_muon.py or airbench96_faster.py) train `runs` times.
+
+    Raises SystemExit when its text does not say in one place how often it trains, and when it fails.
+    """
+    text, found = RUNS.subn(f"range({runs})", script.read_text(encoding="utf-8"))
+    if found != 1:
+        raise SystemExit(f"{script} says `{RUNS.pattern}` {found} times, not once: is it one of airbench's?")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / script.name
+        copy.write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, copy], cwd=script.parent, stdout=subprocess.PIPE, text=True, check=False
+        )
+    trainings = read_table(done.stdout)
+    if done.returncode != 0 or len(trainings) < runs:
+        raise SystemExit(
+            f"{script} ended with {done.returncode} after {len(trainings)} of {runs} trainings:\n{done.stdout[-2000:]}"
+        )
+    return trainings[-runs:]  # before them may be one that only warms up the compiler
+
+
+def read_table(output: str) -> list[Training]:
+    """The rows of the table that close a training, whose epoch is `eval`."""
+    head: list[str] = []
+    trainings = []
+    for line in output.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if "tta_val_acc" in cells:
+            head = cells
+        elif len(cells) == len(head) and (row := dict(zip(head, cells, strict=True)))["epoch"] == "eval":
+            seconds = row.get("time_seconds") or row["total_time_seconds"]
+            trainings.append(Training(accuracy=float(row["tta_val_acc"]), seconds=float(seconds)))
+    return trainings

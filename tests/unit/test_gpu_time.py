@@ -1,0 +1,89 @@
+"""The benchmark that compares with a public record's own script, with a small script and on the processor."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_time, processes
+from benchmarks.published_script import Training, read_table, run_script
+from benchmarks.setting import recipe
+from tests.support.small import small_config, small_workspace
+
+SCRIPT = """
+import pathlib, sys
+assert pathlib.Path("beside").exists(), "started where its repository lies"
+print("| run     | epoch | train_acc | val_acc | tta_val_acc | {seconds} |")
+print("| warmup  | eval  | 0.1000    | 0.1000  | 0.1000      | 99.0000   |")
+for run in range(200):
+    print(f"| {{run}} |     0 |    0.6000 |  0.5000 |             |    1.0000 |")
+    print(f"|         |  eval |    0.9900 |  0.9300 |      0.94{{run:02d}} |   {{run + 2}}.5000 |")
+"""
+
+
+@pytest.mark.parametrize("seconds", ["time_seconds", "total_time_seconds"])
+def test_a_records_own_script_trains_as_often_as_asked(tmp_path: Path, seconds: str) -> None:
+    (tmp_path / "beside").touch()
+    script = tmp_path / "record.py"
+    script.write_text(SCRIPT.format(seconds=seconds))
+    assert run_script(script, runs=2) == [
+        Training(accuracy=0.94, seconds=2.5),
+        Training(accuracy=0.9401, seconds=3.5),
+    ], "the first row of all only warms up"
+    assert script.read_text() == SCRIPT.format(seconds=seconds)
+
+
+def test_a_script_that_is_none_of_the_records_or_fails_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "other.py"
+    script.write_text("print('hello')")
+    with pytest.raises(SystemExit, match=r"other\.py says .* 0 times"):
+        run_script(script, runs=2)
+    script.write_text("for run in range(200): raise SystemExit(3)")
+    with pytest.raises(SystemExit, match="ended with 3 after 0 of 2 trainings"):
+        run_script(script, runs=2)
+
+
+def test_only_rows_that_close_a_training_count() -> None:
+    assert read_table("no table\n| a | b |\n") == []
+
+
+def test_our_side_is_a_whole_training_with_its_test(tmp_path: Path) -> None:
+    config = small_config(
+        model__speednet__widths=[16, 32, 32],
+        train__epochs=12,
+        train__optimizer__name="adamw",
+        train__optimizer__adamw__learning_rate=0.01,
+    )
+    workspace = small_workspace(tmp_path, config)
+    trained = gpu_time.train_once(config, workspace, seed=1)
+    assert trained.accuracy > 0.3, "ten classes: 0.1 by chance"
+    assert 0 < trained.seconds < 60
+    assert gpu_time.train_once(config, workspace, seed=1).accuracy == trained.accuracy
+
+
+def test_on_a_gpu_a_recipe_takes_whole_batches() -> None:
+    config = gpu_time.recipe_on_gpu("cifar94")
+    assert config.train.micro_batch_size == "auto"
+    assert config.model.speednet.batch_norm_momentum == gpu_time.RECORDS_BATCH_NORM_MOMENTUM
+    assert config.train.optimizer == recipe("cifar94").train.optimizer
+
+
+def test_times_are_compared_only_of_those_who_reach_the_target(capsys: pytest.CaptureFixture[str]) -> None:
+    fast = [Training(accuracy=0.94, seconds=2.0), Training(accuracy=0.942, seconds=4.0)]
+    slow = [Training(accuracy=0.941, seconds=6.0)] * 2
+    result = gpu_time.compare(fast, slow, target=0.94, against="record.py")
+    assert (result.value, result.low, result.high, result.met) == (0.5, 2 / 6, 4 / 6, True)
+    assert (
+        "ours: accuracy 0.9410, standard deviation 0.0014; 3.000 s (2.000 to 4.000)"
+        in capsys.readouterr().out
+    )
+    short = [Training(accuracy=0.9, seconds=1.0)]
+    for ours, record, side in ((short, slow, "ours"), (fast, short, "record.py")):
+        with pytest.raises(SystemExit, match=f"{side} reaches 0.9000 as a mean, below 0.94"):
+            gpu_time.compare(ours, record, target=0.94, against="record.py")
+
+
+def test_two_gpus_are_compared_where_there_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert not processes.on_gpus()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert processes.on_gpus()
