@@ -199,6 +199,10 @@ def result(
     print(f"| matrix product {SIDE}^3 | | | | {2 * SIDE**3 / GIGA:.1f} | {product} |")
     shape = f"{list(layer.filters)} on {list(layer.input)}"
     print(f"| convolution {shape} alone | | | | {3 * layer.flops / GIGA:.1f} | {alone} |")
+    print(
+        f"a training: {work / 1000:.0f} TFLOP, {training_seconds(seconds, schedule):.0f} s as it is, "
+        f"{work / product.median:.0f} s if all of it ran at the rate of the matrix product"
+    )
     products = [sum(rates) / len(rates) for rates in zip(*product_rates, strict=True)]
     rounds = zip(seconds_a_round(seconds, schedule), products, strict=True)
     spread = Spread.of(work / time / rate for time, rate in rounds)

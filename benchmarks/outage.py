@@ -30,19 +30,21 @@ from cifarflow.allocator import keep_freed_memory
 from cifarflow.config import Config
 
 GOAL = 1.05
-EPOCHS, STEPS_AN_EPOCH = 4, 6
+EPOCHS = 4
+STEPS_AN_EPOCH, STEPS_AN_EPOCH_QUICK = 6, 2
 HEALTHY, SILENT, LOCKED = "healthy", "silent", "locked"
 TURN = "--turn"
 
 
 def measure(effort: Effort) -> Result:
+    steps = STEPS_AN_EPOCH_QUICK if effort.quick else STEPS_AN_EPOCH
     seconds = alternate(
-        {state: lambda state=state: turn_in_a_process(state) for state in (HEALTHY, SILENT, LOCKED)},
+        {state: lambda state=state: turn_in_a_process(state, steps) for state in (HEALTHY, SILENT, LOCKED)},
         rounds=effort.rounds,
     )
     found = {state: Spread.of(ratios(seconds[state], seconds[HEALTHY])) for state in (SILENT, LOCKED)}
     for state, times in seconds.items():
-        print(f"{state}: {Spread.of(times)} s for {EPOCHS} epochs of {STEPS_AN_EPOCH} steps")
+        print(f"{state}: {Spread.of(times)} s for {EPOCHS} epochs of {steps} steps")
     for state, spread in found.items():
         print(f"{state} over {HEALTHY}: {spread}")
     worst = max(found.values(), key=lambda spread: spread.median)
@@ -59,20 +61,20 @@ def measure(effort: Effort) -> Result:
     )
 
 
-def turn_in_a_process(state: str) -> float:
+def turn_in_a_process(state: str, steps: int) -> float:
     """Seconds of all epochs of one turn; raises RuntimeError with the process's output when it fails."""
-    return answer_of([sys.executable, "-m", "benchmarks.outage", TURN, state])["seconds"]
+    return answer_of([sys.executable, "-m", "benchmarks.outage", TURN, state, str(steps)])["seconds"]
 
 
-def take_turn(state: str) -> None:
-    """Train, and print the seconds of all epochs, with what is reported after each."""
+def take_turn(state: str, steps: int) -> None:
+    """Train with `steps` steps an epoch, and print the seconds of all epochs, with what is reported after each."""
     recipe = recipe_on_cpu("cifar94")
     train = recipe.train.model_copy(update={"epochs": float(EPOCHS)})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = with_own_store(recipe.model_copy(update={"train": train}), folder)
         make_store(config, folder)
-        seconds = train_seconds(config, folder, state)
+        seconds = train_seconds(config, folder, state, steps)
     print(json.dumps({"seconds": seconds}), flush=True)
 
 
@@ -82,8 +84,8 @@ def make_store(config: Config, folder: Path) -> None:
         pass
 
 
-def train_seconds(config: Config, folder: Path, state: str) -> float:
-    task = hard_task(config, steps=STEPS_AN_EPOCH)
+def train_seconds(config: Config, folder: Path, state: str, steps: int) -> float:
+    task = hard_task(config, steps=steps)
     with contextlib.ExitStack() as store:
         config = store.enter_context(in_state(state, config, folder))
         with tracked(config, folder, task, name="run") as tracker:
@@ -115,6 +117,6 @@ def in_state(state: str, config: Config, folder: Path) -> Iterator[Config]:
 if __name__ == "__main__":
     if TURN in sys.argv:
         keep_freed_memory()  # as stages/start.py does
-        take_turn(sys.argv[-1])
+        take_turn(sys.argv[-2], int(sys.argv[-1]))
     else:
         command.run(measure, description=__doc__, rounds=5, quick_rounds=1)

@@ -10,7 +10,7 @@ from cifarflow.data.packed import read_dataset, read_split
 from cifarflow.evaluation.evaluate import evaluate, views_precision
 from cifarflow.evaluation.report import write_report
 from cifarflow.models.bundle import load_model
-from cifarflow.provenance import tracked_stage
+from cifarflow.provenance import compute_tags, tracked_stage
 from cifarflow.workspace import Workspace
 
 
@@ -21,18 +21,24 @@ def main() -> None:
     # DVC starts this stage once it holds the model: the states on the way to it are needed no longer.
     files.remove_folder(workspace.all_checkpoints, description.run_key)
     dataset = read_dataset(workspace.dataset)
+    precision = {"views_precision": views_precision(config.evaluate)}
     with tracked_stage(
-        "evaluate", config, workspace, run_key=description.run_key, dataset=dataset, tags={}
+        "evaluate",
+        config,
+        workspace,
+        run_key=description.run_key,
+        dataset=dataset,
+        tags=compute_tags(precision),
     ) as tracker:
         result = evaluate(model, description, read_split(workspace.split("test")), config.evaluate)
         metrics, plots = write_report(result, workspace.plots)
-        files.write_json(workspace.metrics("evaluation"), metrics)
+        files.write_json(workspace.metrics("evaluation"), {**metrics, **precision})
         tracker.metrics({f"test_{name}": value for name, value in flatten(metrics)}, step=0)
         for plot in plots:
             tracker.artifact(plot, folder="plots")
     print(
         f"evaluate: {len(result.labels):,} test pictures, accuracy {metrics['accuracy']:.4f}, "
-        f"with test-time augmentation {metrics['accuracy_tta']:.4f} (views in {views_precision(config.evaluate)})"
+        f"with test-time augmentation {metrics['accuracy_tta']:.4f} (views in {precision['views_precision']})"
     )
 
 

@@ -132,7 +132,7 @@ def code_tags(workspace: Workspace, environ: Mapping[str, str]) -> dict[str, str
 
 
 def compute_tags(compute: Mapping[str, Any]) -> dict[str, str]:
-    """How the weights were computed, from a compute plan or from metrics/train.json."""
+    """How a result was computed, from a compute plan or from the metrics of a stage."""
     return {f"compute.{name}": str(value) for name, value in compute.items()}
 
 

@@ -58,14 +58,19 @@ def current_state(config: Config, workspace: Workspace) -> PipelineState | None:
     """The pipeline state that the files at hand make up, or None where there is no trained model."""
     if not workspace.model_description.is_file() or not workspace.dataset.is_file():
         return None
-    trained = workspace.metrics("train")
+    trained, evaluated = workspace.metrics("train"), workspace.metrics("evaluation")
     compute = files.read_json(trained)["compute"] if trained.is_file() else {}
+    views = files.read_json(evaluated).get("views_precision") if evaluated.is_file() else None
     return pipeline_state(
         config,
         workspace,
         run_key=files.read_json(workspace.model_description)["run_key"],
         dataset=read_dataset(workspace.dataset),
-        tags={RESTORED_TAG: "true", **_trained_on(compute)},
+        tags={
+            RESTORED_TAG: "true",
+            **_trained_on(compute),
+            **compute_tags({"views_precision": views} if views else {}),
+        },
     )
 
 

@@ -103,6 +103,7 @@ def test_the_mlflow_run_holds_params_metrics_data_plots_and_model(checkout: Chec
     )
     assert [metric.step for metric in history] == EPOCHS
     evaluation = files.read_json(checkout.workspace.metrics("evaluation"))
+    assert tags["compute.views_precision"] == evaluation["views_precision"] in ("fp32", "bf16")
     assert run.data.metrics["test_accuracy"] == pytest.approx(evaluation["accuracy"])
     assert "export_max_probability_difference" in run.data.metrics
     assert run.inputs is not None
@@ -311,6 +312,7 @@ def test_a_stage_runs_the_code_of_its_own_checkout(checkout: Checkout, tmp_path:
 
 
 OTHER_MACHINE = "A processor of another machine"
+OTHER_PRECISION = "that machine's"
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +322,12 @@ def elsewhere(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> C
     trained = files.read_json(checkout.workspace.metrics("train"))
     trained["compute"]["processor"] = OTHER_MACHINE
     files.write_json(checkout.workspace.metrics("train"), trained)
-    checkout.dvc("commit", "--force", "train")
+    evaluated = {
+        **files.read_json(checkout.workspace.metrics("evaluation")),
+        "views_precision": OTHER_PRECISION,
+    }
+    files.write_json(checkout.workspace.metrics("evaluation"), evaluated)
+    checkout.dvc("commit", "--force", "train", "evaluate")
     checkout.dvc("remote", "add", "--default", "folder", str(folder / "remote"))
     checkout.commit("as trained on another machine")
     checkout.dvc("push")
@@ -342,6 +349,7 @@ def test_sync_makes_the_run_of_results_that_were_pulled(checkout: Checkout, else
     tags = run.data.tags
     assert tags["cifarflow.restored"] == "true"
     assert (tags["hardware.processor"], tags["compute.device"]) == (OTHER_MACHINE, "cpu")
+    assert tags["compute.views_precision"] == OTHER_PRECISION
     assert "hardware.cores" not in tags and "system" not in tags, "those of this machine would be wrong"
     evaluation = files.read_json(elsewhere.workspace.metrics("evaluation"))
     assert run.data.metrics["test_accuracy"] == pytest.approx(evaluation["accuracy"])
