@@ -22,13 +22,9 @@ def main() -> None:
     files.remove_folder(workspace.all_checkpoints, description.run_key)
     dataset = read_dataset(workspace.dataset)
     precision = {"views_precision": views_precision(config.evaluate)}
+    tags = compute_tags(precision)
     with tracked_stage(
-        "evaluate",
-        config,
-        workspace,
-        run_key=description.run_key,
-        dataset=dataset,
-        tags=compute_tags(precision),
+        "evaluate", config, workspace, run_key=description.run_key, dataset=dataset, tags=tags
     ) as tracker:
         result = evaluate(model, description, read_split(workspace.split("test")), config.evaluate)
         metrics, plots = write_report(result, workspace.plots)
