@@ -18,11 +18,12 @@ import torch
 
 from benchmarks import command
 from benchmarks.command import Effort
+from benchmarks.gpu_time import finish
 from benchmarks.pairs import alternate, answer_of, ratios, seconds_of
 from benchmarks.random_task import new_fit, random_task
 from benchmarks.recipe_time import our_schedule, our_steps, training_seconds
 from benchmarks.result import Result, Spread
-from benchmarks.setting import finish, recipe
+from benchmarks.setting import recipe
 from cifarflow.allocator import keep_freed_memory
 from cifarflow.processor import usable_processors
 from cifarflow.training.hardware import plan_compute

@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import torch
-
 from cifarflow.config import Config, load_config
 from cifarflow.data.sources.cifar10 import VARIABLE
 
@@ -22,12 +20,6 @@ def recipe(name: str, **train: object) -> Config:
 def recipe_on_cpu(name: str) -> Config:
     """A recipe as it stands, on the processor even where there is a GPU: the figures are those of plain machines."""
     return recipe(name, device="cpu")
-
-
-def finish(device: torch.device) -> None:
-    """Wait for what a GPU still has to do; a processor has done it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def find_archive() -> Path | None:
