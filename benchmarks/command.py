@@ -27,7 +27,7 @@ def run(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rounds", type=_positive, help=f"rounds of turns (default {rounds}, or {quick_rounds})"
+        "--rounds", type=positive, help=f"rounds of turns (default {rounds}, or {quick_rounds})"
     )
     parser.add_argument("--quick", action="store_true", help=f"{quick_rounds} round(s) and less of each")
     parser.add_argument("--json", action="store_true", help="end with the result as a line of JSON")
@@ -43,7 +43,8 @@ def run(
         print(result.to_json())
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """The type of a command-line option that counts rounds."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} rounds measure nothing; give 1 or more")

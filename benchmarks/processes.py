@@ -18,8 +18,8 @@ import torch
 
 from benchmarks import command
 from benchmarks.command import Effort
-from benchmarks.gpu_time import finish
-from benchmarks.pairs import alternate, answer_of, ratios, seconds_of
+from benchmarks.gpu_time import seconds_to_end
+from benchmarks.pairs import alternate, answer_of, ratios
 from benchmarks.random_task import new_fit, random_task
 from benchmarks.recipe_time import our_schedule, our_steps, training_seconds
 from benchmarks.result import Result, Spread
@@ -84,9 +84,8 @@ def take_turn(steps: int) -> None:
         task = replace(random_task(config), processes=processes)
         seconds = {}
         for kind, step in our_steps(new_fit(task, config), config).items():
-            turn = lambda step=step: (step(), finish(task.compute.device))  # noqa: E731 - two calls as one
-            turn()
-            seconds[kind] = [seconds_of(turn) for _ in range(steps)]
+            times = [seconds_to_end(step, task.compute.device) for _ in range(1 + steps)]
+            seconds[kind] = times[1:]
         if processes.is_main:
             schedule = our_schedule(task, config)
             pictures = sum(kind.pictures * steps for kind, steps in schedule.items())

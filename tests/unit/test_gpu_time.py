@@ -1,12 +1,15 @@
 """The benchmark that compares with a public record's own script, with a small script and on the processor."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import gpu_time, processes
 from benchmarks.published_script import Training, read_table, run_script
-from benchmarks.setting import recipe
+from benchmarks.setting import PROJECT, recipe
 from tests.support.small import small_config, small_workspace
 
 SCRIPT = """
@@ -65,6 +68,20 @@ def test_on_a_gpu_a_recipe_takes_whole_batches() -> None:
     assert config.train.micro_batch_size == "auto"
     assert config.model.speednet.batch_norm_momentum == gpu_time.RECORDS_BATCH_NORM_MOMENTUM
     assert config.train.optimizer == recipe("cifar94").train.optimizer
+
+
+def command(*options: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "benchmarks.gpu_time", *options]
+    return subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU is one missing")
+def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    nowhere = command("--script", str(tmp_path / "airbench.py"))
+    assert nowhere.returncode == 2 and "there is no file" in nowhere.stderr
+    no_gpu = command("--script", str(Path(__file__)))
+    assert no_gpu.returncode != 0 and "Traceback" not in no_gpu.stderr
+    assert no_gpu.stderr.startswith("error: ")
 
 
 def test_times_are_compared_only_of_those_who_reach_the_target(capsys: pytest.CaptureFixture[str]) -> None:
