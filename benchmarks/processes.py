@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import command
 from benchmarks.command import Effort
-from benchmarks.gpu_time import seconds_to_end
+from benchmarks.gpu_training import seconds_to_end
 from benchmarks.pairs import alternate, answer_of, ratios
 from benchmarks.random_task import new_fit, random_task
 from benchmarks.recipe_time import our_schedule, our_steps, training_seconds

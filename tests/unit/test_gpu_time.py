@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_time, processes
+from benchmarks import gpu_time, gpu_training, processes
+from benchmarks.gpu_training import Trainer
 from benchmarks.published_script import Training, read_table, run_script
 from benchmarks.setting import PROJECT, recipe
 from tests.support.small import small_config, small_workspace
@@ -57,16 +58,18 @@ def test_our_side_is_a_whole_training_with_its_test(tmp_path: Path) -> None:
         train__optimizer__adamw__learning_rate=0.01,
     )
     workspace = small_workspace(tmp_path, config)
-    trained = gpu_time.train_once(config, workspace, seed=1)
+    trainer = Trainer.load(config, workspace)
+    trained = trainer.train(seed=1)
     assert trained.accuracy > 0.3, "ten classes: 0.1 by chance"
     assert 0 < trained.seconds < 60
-    assert gpu_time.train_once(config, workspace, seed=1).accuracy == trained.accuracy
+    other = trainer.train(seed=2)
+    assert trainer.train(seed=1).accuracy == trained.accuracy != other.accuracy, "each starts anew"
 
 
 def test_on_a_gpu_a_recipe_takes_whole_batches() -> None:
-    config = gpu_time.recipe_on_gpu("cifar94")
+    config = gpu_training.recipe_on_gpu("cifar94")
     assert config.train.micro_batch_size == "auto"
-    assert config.model.speednet.batch_norm_momentum == gpu_time.RECORDS_BATCH_NORM_MOMENTUM
+    assert config.model.speednet.batch_norm_momentum == gpu_training.RECORDS_BATCH_NORM_MOMENTUM
     assert config.train.optimizer == recipe("cifar94").train.optimizer
 
 

@@ -192,6 +192,7 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"]
     threads: AutoOrCount
     compile: AutoOrBool
+    cuda_graphs: AutoOrBool
     deterministic: bool
 
     @model_validator(mode="after")

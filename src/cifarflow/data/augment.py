@@ -28,17 +28,25 @@ class Augmentation:
     contrast: float
     seed: int
     _windows: np.ndarray | None = field(init=False, repr=False)
+    _first_side: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         fits = 2 * self.images.numel() <= WINDOWS_LIMIT_BYTES
         on_cpu = self.images.device.type == "cpu"
         self._windows = all_windows(self.images.numpy(), self.translate_pixels) if on_cpu and fits else None
+        first_side = torch.randint(2, (len(self.images),), generator=generator("flip", self.seed))
+        self._first_side = first_side.to(self.images.device)
 
     def __call__(self, indices: Tensor, *, epoch: int, step: int) -> Tensor:
-        """The pictures `indices` (int64 `[B]`), augmented: uint8 `[B, H, W, 3]`."""
+        """The pictures `indices` (int64 `[B]`), augmented: uint8 `[B, H, W, 3]`.
+
+        Draws are made on the processor, the same for every device, and no copy to a GPU waits for it.
+        """
+        device = self.images.device
+        indices = indices.to(device, non_blocking=True)
         random = generator("augment", self.seed, epoch, step)
-        rows = self._shift(len(indices), random)
-        columns = self._shift(len(indices), random)
+        rows = self._shift(len(indices), random).to(device, non_blocking=True)
+        columns = self._shift(len(indices), random).to(device, non_blocking=True)
         mirrored = self._mirrored(indices, epoch, random)
         if self._windows is not None:
             batch = take_windows(self._windows, indices, rows, columns, mirrored)
@@ -56,11 +64,11 @@ class Augmentation:
     def _mirrored(self, indices: Tensor, epoch: int, random: torch.Generator) -> Tensor:
         """bool `[B]`: which pictures of the batch are mirrored."""
         if self.flip == "none":
-            return torch.zeros(len(indices), dtype=torch.bool)
+            return torch.zeros(len(indices), dtype=torch.bool, device=indices.device)
         if self.flip == "random":
-            return torch.randint(2, (len(indices),), generator=random).bool()
-        first_side = torch.randint(2, (len(self.images),), generator=generator("flip", self.seed))
-        return (first_side[indices.cpu()] + epoch) % 2 == 1
+            sides = torch.randint(2, (len(indices),), generator=random)
+            return sides.to(indices.device, non_blocking=True).bool()
+        return (self._first_side[indices] + epoch) % 2 == 1
 
 
 def gather(images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, mirrored: Tensor) -> Tensor:
@@ -68,17 +76,15 @@ def gather(images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, mirro
 
     One gather of pixels: quick on a GPU, where each thread moves one.
     """
-    device = images.device
     height, width = images.shape[1:3]
     y, x = _positions(height, rows), _positions(width, columns)
     x = torch.where(mirrored.unsqueeze(1), x.flip(1), x)
-    indices, y, x = indices.to(device), y.to(device), x.to(device)
     return images[indices[:, None, None], y[:, :, None], x[:, None, :]]
 
 
 def _positions(size: int, shift: Tensor) -> Tensor:
     """int64 `[B, size]`: where each row or column comes from."""
-    position = (torch.arange(size) + shift.unsqueeze(1)).abs()
+    position = (torch.arange(size, device=shift.device) + shift.unsqueeze(1)).abs()
     return torch.where(position < size, position, 2 * (size - 1) - position)
 
 
@@ -114,12 +120,13 @@ def _lit(batch: Tensor, random: torch.Generator, *, brightness: float, contrast:
     github.com/hiverge/cifar10-speedrun).
     """
     shift, stretch = (
-        (torch.rand(len(batch), 1, generator=random) * 2 - 1) * reach for reach in (brightness, contrast)
+        ((torch.rand(len(batch), 1, generator=random) * 2 - 1) * reach).to(batch.device, non_blocking=True)
+        for reach in (brightness, contrast)
     )
-    values = torch.arange(256) - GREY
+    values = torch.arange(256, device=batch.device) - GREY
     table = ((values + shift * 255) * (1 + stretch) + GREY).round().clamp(0, 255).to(torch.uint8)
     flat = batch.flatten(1)
-    return table.to(batch.device).gather(1, flat.long()).view_as(batch)
+    return table.gather(1, flat.long()).view_as(batch)
 
 
 def _cut_out(batch: Tensor, side: int, random: torch.Generator) -> Tensor:
@@ -127,8 +134,7 @@ def _cut_out(batch: Tensor, side: int, random: torch.Generator) -> Tensor:
     inside = []
     for size in batch.shape[1:3]:
         start = torch.randint(size, (len(batch), 1), generator=random) - side // 2
-        offset = torch.arange(size) - start
+        offset = torch.arange(size, device=batch.device) - start.to(batch.device, non_blocking=True)
         inside.append((offset >= 0) & (offset < side))
     rows, columns = inside
-    hole = (rows[:, :, None] & columns[:, None, :]).unsqueeze(3).to(batch.device)
-    return torch.where(hole, torch.tensor(GREY, dtype=batch.dtype, device=batch.device), batch)
+    return batch.masked_fill((rows[:, :, None] & columns[:, None, :]).unsqueeze(3), GREY)

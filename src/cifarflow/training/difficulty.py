@@ -32,9 +32,9 @@ class Difficulty:
         count = max(1, round(fraction * len(indices)))
         if count == len(indices):
             return indices
-        losses = self.losses[indices.to(self.losses.device)].cpu()
+        indices = indices.to(self.losses.device, non_blocking=True)
         # Stable, so that equal losses (as at the start) are taken in the same order everywhere.
-        order = losses.argsort(descending=True, stable=True)
+        order = self.losses[indices].argsort(descending=True, stable=True)
         return indices[order[:count].sort().values]
 
     def learn(self, indices: Tensor, losses: Tensor, right: Tensor) -> None:

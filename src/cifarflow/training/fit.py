@@ -3,23 +3,26 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cifarflow.errors import TrainingError
 from cifarflow.evaluation.predict import predict_logits
+from cifarflow.models.preprocess import Preprocess
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.difficulty import Difficulty
+from cifarflow.training.graphs import RecordedStep
 from cifarflow.training.interrupts import Interrupts, TrainingInterrupted
 from cifarflow.training.losses import LOSSES
-from cifarflow.training.optimizers import build_optimizers, schedule_groups
+from cifarflow.training.optimizers import build_optimizers, keep_rates_on, schedule_groups
 from cifarflow.training.progress import TrainingProgress, training_progress
 from cifarflow.training.schedules import learning_rate_factor
 from cifarflow.training.state import TrainState
 from cifarflow.training.step import Step
 from cifarflow.training.task import Task
+from cifarflow.training.watch import LossWatch, NotFiniteError
 
 EpochHook = Callable[[TrainState], None]
 VALIDATION_BATCH_SIZE = 125
@@ -32,8 +35,11 @@ class Fit:
     task: Task
     state: TrainState
     step: Step
+    take_step: Callable[[Tensor, Tensor, Preprocess], tuple[Tensor, Tensor]]
+    """`step`, or its recording."""
     checkpoints: Checkpoints
     on_epoch: EpochHook
+    watch: LossWatch = field(default_factory=LossWatch)
 
     @classmethod
     def start(cls, task: Task, model: nn.Module, *, checkpoints: Checkpoints, on_epoch: EpochHook) -> "Fit":
@@ -58,7 +64,18 @@ class Fit:
             compute=task.compute,
             processes=task.processes,
         )
-        return cls(task=task, state=state, step=step, checkpoints=checkpoints, on_epoch=on_epoch)
+        take_step = step
+        if task.compute.cuda_graphs:
+            keep_rates_on(task.compute.device, optimizers)
+            take_step = RecordedStep(step)
+        return cls(
+            task=task,
+            state=state,
+            step=step,
+            take_step=take_step,
+            checkpoints=checkpoints,
+            on_epoch=on_epoch,
+        )
 
     def run(self) -> None:
         """Train to the end. Raises TrainingInterrupted (state saved) and TrainingError (loss not finite)."""
@@ -89,23 +106,32 @@ class Fit:
                 state.optimizers, progress=state.step / task.total_steps, factor=self._learning_rate_factor
             )
             images = task.augmentation(indices, epoch=epoch, step=state.step)
-            labels = task.train.labels[indices.to(images.device)]
+            labels = task.train.labels[indices.to(images.device, non_blocking=True)]
             self.step.clear_gradients()
-            losses, right = self.step(images, labels, task.preprocess(task.pixels_at(state.step)))
-            mean_loss = losses.mean().item()
-            if not math.isfinite(mean_loss):
-                raise self._diverged(mean_loss)
-            state.record(indices, losses, right, seconds=time.perf_counter() - start)
+            losses, right = self.take_step(images, labels, task.preprocess(task.pixels_at(state.step)))
+            state.record(indices, losses, right)
+            self.watch.add(losses)
+            if self.watch.is_due() or drawn is batches[-1]:
+                self._check_losses()
+            state.seconds += time.perf_counter() - start
             if task.averages_at(state.step):
                 state.average_weights()
-            progress.step(state.step, f"loss {mean_loss:.3f}")
+            progress.step(state.step, f"loss {self.watch.last:.3f}")
             self._keep_safe(interrupts)
+
+    def _check_losses(self) -> None:
+        """Raises TrainingError for the first loss of the last steps that is not finite."""
+        try:
+            self.watch.look()
+        except NotFiniteError as error:
+            raise self._diverged(error) from None
 
     def _keep_safe(self, interrupts: Interrupts) -> None:
         """Save the state when it is time to, or when somebody wants the process to end."""
         processes = self.task.processes
         requested = processes.any(interrupts.requested, self.task.compute.device)
         if processes.is_main and (requested or self.checkpoints.is_due()):
+            self._check_losses()
             self.checkpoints.save(self.state.snapshot(), step=self.state.step)
         if requested:
             raise TrainingInterrupted(
@@ -140,13 +166,14 @@ class Fit:
         return {
             "validation_loss": loss_sum / len(labels),
             "validation_accuracy": correct / len(labels),
-            "learning_rate": self.state.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": float(self.state.optimizers[0].param_groups[0]["lr"]),
             "pixels": float(pixels),
         }
 
-    def _diverged(self, loss: float) -> TrainingError:
+    def _diverged(self, error: NotFiniteError) -> TrainingError:
+        step = self.state.step - error.steps_ago
         return TrainingError(
-            f"the loss became {loss} at step {self.state.step + 1} of {self.task.total_steps}. "
+            f"the loss became {error.loss} at step {step} of {self.task.total_steps}. "
             f"Lower the learning rate of train.optimizer.{self.task.config.optimizer.name}, "
             "or set train.precision to fp32. "
             f"Checkpoints from before it are in {self.checkpoints.folder}."

@@ -32,6 +32,7 @@ class ComputePlan:
     micro_batch_size: int
     threads: int
     compile: bool
+    cuda_graphs: bool
     deterministic: bool
     reasons: tuple[str, ...]
 
@@ -46,7 +47,10 @@ class ComputePlan:
 
     def compiled(self, model: nn.Module) -> nn.Module:
         """What a step calls in place of `model`, whose weights it shares."""
-        return torch.compile(model) if self.compile else model  # pyright: ignore[reportReturnType]
+        if not self.compile:
+            return model
+        # On a GPU each size of batch has code of its own: few sizes occur, and code for any is slower.
+        return torch.compile(model, dynamic=False if self.device.type == "cuda" else None)  # pyright: ignore[reportReturnType]
 
     def take_effect(self) -> None:
         """Make the settings of the whole process that go with the plan."""
@@ -82,6 +86,7 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
     micro_batch_size, micro_batch_reason = _choose_micro_batch(config, device, image_size)
     threads, threads_reason = _choose_threads(config.threads, processes or Processes())
     compiles, compile_reason = _choose_compile(config.compile, device)
+    graphs, graphs_reason = _choose_graphs(config.cuda_graphs, device, processes or Processes())
     convolution, convolution_reason = _choose_convolution(
         config.convolution, device=device, precision=precision, layout=layout, compiles=compiles
     )
@@ -93,6 +98,7 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
         convolution_reason,
         micro_batch_reason,
         compile_reason,
+        *([graphs_reason] if device.type == "cuda" else []),
     ]
     return ComputePlan(
         device=device,
@@ -102,6 +108,7 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
         micro_batch_size=micro_batch_size,
         threads=threads,
         compile=compiles,
+        cuda_graphs=graphs,
         deterministic=config.deterministic,
         reasons=(*reasons, *(["deterministic: as asked"] if config.deterministic else [])),
     )
@@ -174,6 +181,20 @@ def _choose_compile(compile: bool | str, device: torch.device) -> tuple[bool, st
             "environment variable CXX). Install one, or use auto."
         )
     return True, "compiled: as asked"
+
+
+def _choose_graphs(graphs: bool | str, device: torch.device, processes: Processes) -> tuple[bool, str]:
+    obstacles = {f"on {device.type}": device.type != "cuda", "in several processes": processes.count > 1}
+    obstacle = next((where for where, is_there in obstacles.items() if is_there), None)
+    if graphs is True and obstacle:
+        raise ConfigError(
+            f"params.yaml: train.cuda_graphs is true, but there are none {obstacle}. Use auto or false."
+        )
+    if graphs != "auto":
+        return bool(graphs), "steps as CUDA graphs: as asked" if graphs else "no CUDA graphs: as asked"
+    if obstacle:
+        return False, f"no CUDA graphs: there are none {obstacle}"
+    return True, "steps as CUDA graphs: launching kernels one by one takes longer than they run"
 
 
 def _choose_convolution(

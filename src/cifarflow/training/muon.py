@@ -72,7 +72,10 @@ class Muon(torch.optim.Optimizer):
         direction = orthogonalise(ahead.flatten(1), steps=group["newton_schulz_steps"])
         if group["normalise_filters"]:
             parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp_min(1e-7))
-        parameter.add_(direction.view(parameter.shape), alpha=-group["lr"])
+        if isinstance(rate := group["lr"], Tensor):  # on a GPU, where a recorded step reads it
+            parameter.sub_(direction.view(parameter.shape) * rate)
+        else:
+            parameter.add_(direction.view(parameter.shape), alpha=-rate)
 
 
 def orthogonalise(matrix: Tensor, *, steps: int, eps: float = 1e-7) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cifarflow.registry import Registry
 from cifarflow.training.muon import Muon
@@ -36,6 +36,7 @@ def sgd(
             momentum=momentum,
             nesterov=nesterov and momentum > 0,
             weight_decay=weight_decay,
+            fused=_on_gpu(model),
         )
     ]
 
@@ -46,7 +47,17 @@ def adamw(
 ) -> list[torch.optim.Optimizer]:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     group = {"params": _trained(model), "peak_lr": learning_rate}
-    return [torch.optim.AdamW([group], lr=learning_rate, betas=(beta1, beta2), weight_decay=weight_decay)]
+    fused = _on_gpu(model)
+    return [
+        torch.optim.AdamW(
+            [group],
+            lr=learning_rate,
+            betas=(beta1, beta2),
+            weight_decay=weight_decay,
+            fused=fused,
+            capturable=bool(fused),
+        )
+    ]
 
 
 @OPTIMIZERS.register("muon")
@@ -86,7 +97,9 @@ def muon(  # noqa: PLR0913 - one argument for each key of train.optimizer.muon
         group = {"params": roles.filters, "peak_lr": filter_learning_rate}
         optimizers.append(Muon([group], lr=filter_learning_rate, momentum=filter_momentum))
     if groups:
-        optimizers.append(torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0))
+        optimizers.append(
+            torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=_on_gpu(model))
+        )
     return optimizers
 
 
@@ -137,11 +150,27 @@ def schedule_groups(
         for group in optimizer.param_groups:
             until = group.get("trained_until", 1.0)
             active = progress < until
-            group["lr"] = group["peak_lr"] * factor(progress / until) if active else 0.0
+            rate = group["peak_lr"] * factor(progress / until) if active else 0.0
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
             for parameter in group["params"]:
                 parameter.requires_grad_(active)
                 if not active:
                     parameter.grad = None
+
+
+def keep_rates_on(device: torch.device, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Make every learning rate a tensor there, which a step recorded once reads anew each time it is replayed."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+
+
+def _on_gpu(model: nn.Module) -> bool | None:
+    """For `fused`: one kernel for many parameters on a GPU, torch's own choice elsewhere."""
+    return next(model.parameters()).is_cuda or None
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

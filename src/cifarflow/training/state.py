@@ -26,12 +26,11 @@ class TrainState:
     seen: int = 0
     seconds: float = 0.0
 
-    def record(self, indices: Tensor, losses: Tensor, right: Tensor, *, seconds: float) -> None:
+    def record(self, indices: Tensor, losses: Tensor, right: Tensor) -> None:
         """Note a step on the pictures `indices` (int64 `[B]`) and what it found for each."""
         self.step += 1
         self.difficulty.learn(indices, losses, right)
         self.seen += len(indices)
-        self.seconds += seconds
 
     def finish_epoch(self, extra: Mapping[str, float]) -> dict[str, float]:
         """Close the present epoch: its row of the history. Loss and accuracy are over all pictures, as last seen."""

@@ -47,6 +47,7 @@ class Task:
     batches: BatchPlan
     augmentation: Augmentation
     processes: Processes = field(default_factory=Processes)
+    _preprocess: dict[int, Preprocess] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -102,8 +103,11 @@ class Task:
         return step > self.config.averaging.start * self.total_steps
 
     def preprocess(self, pixels: int) -> Preprocess:
-        scale = Preprocess(mean=self.dataset.mean, std=self.dataset.std, image_size=pixels)
-        return scale.to(self.compute.device)
+        """The same object whenever asked: on a GPU, making one waits for it."""
+        if pixels not in self._preprocess:
+            scale = Preprocess(mean=self.dataset.mean, std=self.dataset.std, image_size=pixels)
+            self._preprocess[pixels] = scale.to(self.compute.device)
+        return self._preprocess[pixels]
 
     def new_model(self, config: ModelConfig, *, seed: int) -> nn.Module:
         """Fresh weights that depend on the seed alone (and, where the network whitens its input, on the pictures)."""

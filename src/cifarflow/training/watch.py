@@ -1,0 +1,46 @@
+"""Whether the loss is still a number, asked seldom where asking is dear."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+STEPS_UNSEEN_ON_A_GPU = 32
+
+
+class NotFiniteError(Exception):
+    """A loss is infinite or not a number."""
+
+    def __init__(self, loss: float, steps_ago: int) -> None:
+        super().__init__(f"loss {loss}, {steps_ago} steps ago")
+        self.loss = loss
+        self.steps_ago = steps_ago
+
+
+@dataclass(slots=True)
+class LossWatch:
+    """The mean losses of the last steps. Reading one makes a processor wait for the GPU, which then runs dry."""
+
+    last: float = math.nan
+    """The last loss that was read."""
+    _unseen: list[Tensor] = field(default_factory=list)
+
+    def add(self, losses: Tensor) -> None:
+        """Note a step's losses, float32 `[B]`."""
+        self._unseen.append(losses.mean())
+
+    def is_due(self) -> bool:
+        """After every step on a processor, where looking costs nothing, and seldom on a GPU."""
+        return len(self._unseen) >= (STEPS_UNSEEN_ON_A_GPU if self._unseen[0].is_cuda else 1)
+
+    def look(self) -> None:
+        """Read the losses not read yet. Raises NotFiniteError for the first that is infinite or not a number."""
+        if not self._unseen:
+            return
+        losses = torch.stack(self._unseen).tolist()
+        self._unseen.clear()
+        for number, loss in enumerate(losses, 1):
+            if not math.isfinite(loss):
+                raise NotFiniteError(loss, steps_ago=len(losses) - number)
+        self.last = losses[-1]
