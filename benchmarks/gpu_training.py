@@ -18,6 +18,7 @@ from benchmarks.published_script import Training
 from benchmarks.random_task import random_task
 from benchmarks.setting import PUBLISHED_TEST_PICTURES, recipe
 from cifarflow.config import Config
+from cifarflow.errors import ConfigError
 from cifarflow.evaluation.metrics import accuracy
 from cifarflow.evaluation.predict import Views, predict_views
 from cifarflow.training.difficulty import Difficulty
@@ -64,6 +65,10 @@ class Trainer:
 
     @classmethod
     def start(cls, config: Config, task: Task, test: Pictures) -> "Trainer":
+        if config.train.averaging.start < 1:
+            raise ConfigError(
+                "the last weights are tested here, not an average of them; set averaging.start to 1"
+            )
         model = task.new_model(config.model, seed=config.seed)
         fit = Fit.start(task, model, checkpoints=NoCheckpoints(), on_epoch=lambda _: None)
         return cls(config=config, fit=fit, test=test)
@@ -84,20 +89,21 @@ class Trainer:
         return Training(accuracy=right, seconds=seconds + time.perf_counter() - start)
 
     def _answers(self, fit: Fit) -> Tensor:
-        """With test-time augmentation."""
+        """With test-time augmentation, by the last weights: those that a compiled step shares."""
         task, evaluate = fit.task, self.config.evaluate
         views = Views(
             flip=evaluate.flip,
             shift_pixels=evaluate.shift_pixels,
             in_bf16=task.compute.precision == "bf16",
         )
-        _, averaged = predict_views(
-            fit.state.result.eval(),
-            self.test.images,
-            preprocess=task.preprocess(task.dataset.image_size),
-            batch_size=len(self.test.images) // 5 or 1,
-            views=views,
-        )
+        with task.compute.autocast():
+            _, averaged = predict_views(
+                fit.step.forward.eval(),
+                self.test.images,
+                preprocess=task.preprocess(task.dataset.image_size),
+                batch_size=len(self.test.images) // 5 or 1,
+                views=views,
+            )
         return averaged
 
 

@@ -85,15 +85,17 @@ def test_orthogonalise_is_the_iteration_of_its_source_written_out(shape: tuple[i
     for _ in range(3):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    torch.testing.assert_close(orthogonalise(matrix, steps=3), x, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(orthogonalise(matrix, steps=0), matrix / matrix.norm(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(orthogonalise([matrix], steps=3)[0], x, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        orthogonalise([matrix], steps=0)[0], matrix / matrix.norm(), atol=1e-6, rtol=1e-5
+    )
 
 
 def test_orthogonalise_keeps_singular_vectors() -> None:
     torch.manual_seed(0)
     matrix = torch.randn(12, 40)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    diagonal = u.T @ orthogonalise(matrix, steps=5) @ v.T
+    diagonal = u.T @ orthogonalise([matrix], steps=5)[0] @ v.T
     torch.testing.assert_close(diagonal, torch.diag(diagonal.diag()), atol=1e-3, rtol=0)
     assert diagonal.diag().min() > 0.5
 

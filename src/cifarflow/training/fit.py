@@ -64,15 +64,13 @@ class Fit:
             compute=task.compute,
             processes=task.processes,
         )
-        take_step = step
-        if task.compute.cuda_graphs:
+        if task.compute.device.type == "cuda":
             keep_rates_on(task.compute.device, optimizers)
-            take_step = RecordedStep(step)
         return cls(
             task=task,
             state=state,
             step=step,
-            take_step=take_step,
+            take_step=RecordedStep(step) if task.compute.cuda_graphs else step,
             checkpoints=checkpoints,
             on_epoch=on_epoch,
         )

@@ -55,6 +55,9 @@ class ComputePlan:
     def take_effect(self) -> None:
         """Make the settings of the whole process that go with the plan."""
         torch.set_num_threads(self.threads)
+        # What stays in fp32 beside bf16 (Muon's products) can do with TF32, which has more bits of mantissa than bf16.
+        loose = self.device.type == "cuda" and self.precision == "bf16"
+        torch.set_float32_matmul_precision("high" if loose else "highest")
         torch.use_deterministic_algorithms(self.deterministic)
         if self.deterministic:
             os.environ.setdefault(

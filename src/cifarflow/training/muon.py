@@ -5,6 +5,9 @@ Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" 
 `torch.optim.Muon` takes matrices only, hence this class.
 """
 
+# pyright: reportPrivateImportUsage=false
+# (the `_foreach` operations are those that torch builds its own optimizers of)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -57,45 +60,87 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            if parameters := [one for one in group["params"] if one.grad is not None]:
+                self._update(parameters, group)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        gradient = cast(Tensor, parameter.grad)
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """All at once: on a GPU the work for one filter is done sooner than asked for."""
+        momentum, rate = group["momentum"], group["lr"]
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+        velocities = [self._velocity(parameter) for parameter in parameters]
+        torch._foreach_mul_(velocities, momentum)
+        torch._foreach_add_(velocities, gradients)
+        ahead = torch._foreach_add(gradients, velocities, alpha=momentum)
+        directions = orthogonalise([one.flatten(1) for one in ahead], steps=group["newton_schulz_steps"])
+        directions = [one.view(like.shape) for one, like in zip(directions, parameters, strict=True)]
+        if group["normalise_filters"]:
+            _normalise(parameters)
+        if isinstance(rate, Tensor):  # on a GPU, where a recorded step reads it
+            torch._foreach_sub_(parameters, torch._foreach_mul(directions, rate))
+        else:
+            torch._foreach_add_(parameters, directions, alpha=-rate)
+
+    def _velocity(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-        ahead = gradient.add(velocity, alpha=group["momentum"])
-        direction = orthogonalise(ahead.flatten(1), steps=group["newton_schulz_steps"])
-        if group["normalise_filters"]:
-            parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp_min(1e-7))
-        if isinstance(rate := group["lr"], Tensor):  # on a GPU, where a recorded step reads it
-            parameter.sub_(direction.view(parameter.shape) * rate)
-        else:
-            parameter.add_(direction.view(parameter.shape), alpha=-rate)
+            state["momentum_buffer"] = torch.zeros_like(cast(Tensor, parameter.grad))
+        return state["momentum_buffer"]
 
 
-def orthogonalise(matrix: Tensor, *, steps: int, eps: float = 1e-7) -> Tensor:
-    """Move the singular values of `matrix` [rows, columns] near 1 by Newton-Schulz iterations, in float32.
+def _normalise(parameters: list[Tensor]) -> None:
+    """Scale each to a root mean square of 1 over the norms of its filters."""
+    factors = torch._foreach_norm(parameters)
+    torch._foreach_clamp_min_(factors, 1e-7)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, [len(parameter) ** 0.5 for parameter in parameters])
+    torch._foreach_mul_(parameters, factors)
+
+
+def orthogonalise(matrices: list[Tensor], *, steps: int, eps: float = 1e-7) -> list[Tensor]:
+    """Move the singular values of each matrix [rows, columns] near 1 by Newton-Schulz iterations, in float32.
 
     A few steps leave them roughly within 0.5 and 1.5, which serves as well as an exact polar factor (Jordan et al.).
     """
+    wide = [(one.T if _is_tall(one) else one).float() for one in matrices]
+    lengths = torch._foreach_norm(wide)
+    torch._foreach_add_(lengths, eps)
+    wide = torch._foreach_div(wide, lengths)
+    factors = _polar_factors([one @ one.T for one in wide], steps=steps)
+    found = [factor @ one for factor, one in zip(factors, wide, strict=True)]
+    return [
+        (one.T if _is_tall(matrix) else one).to(matrix.dtype)
+        for one, matrix in zip(found, matrices, strict=True)
+    ]
+
+
+def _is_tall(matrix: Tensor) -> bool:
+    return matrix.shape[0] > matrix.shape[1]
+
+
+def _polar_factors(grams: list[Tensor], *, steps: int) -> list[Tensor]:
+    """For each g = x x^T what x must be multiplied with; those of one size are worked on together.
+
+    x becomes (a + b g + c g^2) x, again and again. All factors are polynomials of the first g, so they commute: the
+    wide x is needed only before the first and after the last, and all between is square and small.
+    """
+    factors = list(grams)
+    for size in sorted({len(gram) for gram in grams}):
+        chosen = [number for number, gram in enumerate(grams) if len(gram) == size]
+        stack = _polar_factor(torch.stack([grams[number] for number in chosen]), steps=steps)
+        for number, factor in zip(chosen, stack.unbind(), strict=True):
+            factors[number] = factor
+    return factors
+
+
+def _polar_factor(gram: Tensor, *, steps: int) -> Tensor:
+    """[matrices, size, size], both."""
     a, b, c = QUINTIC_COEFFICIENTS
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if is_tall else matrix).float()
-    x = x / (x.norm() + eps)
-    # x becomes (a + b g + c g^2) x with g = x x^T, again and again. All factors are polynomials of the first g, so they
-    # commute: the wide x is needed only before the first and after the last, and all between is square and small.
-    gram = x @ x.T
-    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    product = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device).expand_as(gram)
     for step in range(steps):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
         product = factor @ product if step else factor
         if step + 1 < steps:
             gram = factor @ (factor @ gram)
-    x = product @ x
-    return (x.T if is_tall else x).to(matrix.dtype)
+    return product

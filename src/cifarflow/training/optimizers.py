@@ -162,7 +162,7 @@ def schedule_groups(
 
 
 def keep_rates_on(device: torch.device, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Make every learning rate a tensor there, which a step recorded once reads anew each time it is replayed."""
+    """Make every learning rate a tensor there, so that a step that is recorded once reads it at each replay."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
