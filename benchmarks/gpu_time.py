@@ -37,10 +37,11 @@ def main() -> None:
         parser.error(f"--script: there is no file {arguments.script}; it lies in a clone of cifar10-airbench")
     config = recipe_on_gpu(arguments.recipe, compile=arguments.compile)
     trainer = Trainer.load(config, Workspace.at(PROJECT, {}))
-    first = trainer.train(seed=0)  # what is missing for ours is found before the record trains
+    first = trainer.train(seed=0)
     print(f"our first training, in which steps are recorded or compiled: {first.seconds:.1f} s", flush=True)
-    record = run_script(arguments.script.resolve(), runs=arguments.runs)
     ours = [trainer.train(seed=seed) for seed in range(1, arguments.runs + 1)]
+    print(f"ours: {described(ours)}", flush=True)
+    record = run_script(arguments.script.resolve(), runs=arguments.runs)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.runs} trainings a side")
     result = compare(ours, record, target=arguments.target, against=arguments.script.name)
     print(result.sentence)

@@ -28,15 +28,17 @@ from cifarflow.training.task import Pictures, Task
 from cifarflow.training.watch import LossWatch
 from cifarflow.workspace import Workspace
 
+RECORDS_BATCH_SIZE = 2000
 RECORDS_BATCH_NORM_MOMENTUM = 0.4
 
 
 def recipe_on_gpu(name: str, **train: object) -> Config:
-    """A recipe with whole batches: small ones are for a processor's cache, and leave a GPU idle.
+    """A recipe with whole batches, as large as the record's: small ones leave a GPU idle.
 
     Batch norm then sees one batch a step instead of several, so each weighs as much as the record's.
     """
-    config = recipe(name, **{"device": "cuda", "micro_batch_size": "auto", **train})
+    whole = {"device": "cuda", "batch_size": RECORDS_BATCH_SIZE, "micro_batch_size": "auto"}
+    config = recipe(name, **{**whole, **train})
     speednet = config.model.speednet.model_copy(update={"batch_norm_momentum": RECORDS_BATCH_NORM_MOMENTUM})
     return config.model_copy(update={"model": config.model.model_copy(update={"speednet": speednet})})
 

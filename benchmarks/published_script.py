@@ -32,15 +32,25 @@ def run_script(script: Path, *, runs: int) -> list[Training]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / script.name
         copy.write_text(text, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, copy], cwd=script.parent, stdout=subprocess.PIPE, text=True, check=False
-        )
-    trainings = read_table(done.stdout)
-    if done.returncode != 0 or len(trainings) < runs:
+        with subprocess.Popen(
+            [sys.executable, "-u", copy], cwd=script.parent, stdout=subprocess.PIPE, text=True
+        ) as process:
+            output = _shown(process)
+    trainings = read_table(output)
+    if process.returncode != 0 or len(trainings) < runs:
         raise SystemExit(
-            f"{script} ended with {done.returncode} after {len(trainings)} of {runs} trainings:\n{done.stdout[-2000:]}"
+            f"{script} ended with {process.returncode} after {len(trainings)} of {runs} trainings:\n{output[-2000:]}"
         )
     return trainings[-runs:]  # before them may be one that only warms up the compiler
+
+
+def _shown(process: subprocess.Popen[str]) -> str:
+    """What `process` prints, passed on line by line: a script trains for minutes."""
+    lines = []
+    for line in process.stdout or ():
+        print(line, end="", flush=True)
+        lines.append(line)
+    return "".join(lines)
 
 
 def read_table(output: str) -> list[Training]:
