@@ -53,7 +53,7 @@ def test_only_rows_that_close_a_training_count() -> None:
 def test_our_side_is_a_whole_training_with_its_test(tmp_path: Path) -> None:
     config = small_config(
         model__speednet__widths=[16, 32, 32],
-        train__epochs=12,
+        train__epochs=24,
         train__optimizer__name="adamw",
         train__optimizer__adamw__learning_rate=0.01,
     )
