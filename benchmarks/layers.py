@@ -1,0 +1,131 @@
+"""Where the time of a training goes: each layer's convolution, forward and backward, and every other operation.
+
+    uv run python -m benchmarks.layers
+    uv run python -m benchmarks.layers --recipe tudui
+
+Steps of every kind that the recipe takes run under torch's profiler, over random pictures, and count as often as the
+recipe takes them. Beside a convolution stands how fast it computes, and what part that is of a 2048^3 matrix product's
+rate: which layers arithmetic limits, and what the rest costs.
+"""
+
+import argparse
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.arithmetic import GIGA, matrix_products
+from benchmarks.command import positive
+from benchmarks.pairs import seconds_of
+from benchmarks.random_task import new_fit, random_task
+from benchmarks.recipe_time import our_schedule, our_steps
+from benchmarks.setting import recipe_on_cpu
+
+FORWARD, BACKWARD = "aten::convolution", "aten::convolution_backward"
+COLOURS = 3
+SHOWN_SHARE = 0.005
+
+
+@dataclass(slots=True)
+class Cost:
+    seconds: float = 0.0
+    flops: float = 0.0
+
+
+Costs = dict[str, Cost]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="cifar94", help="(default cifar94)")
+    parser.add_argument("--rounds", type=positive, default=3, help="steps of each kind (default 3)")
+    arguments = parser.parse_args()
+    config = recipe_on_cpu(arguments.recipe)
+    task = random_task(config)
+    schedule = our_schedule(task, config)
+    whole: Costs = defaultdict(Cost)
+    rates = []
+    product = matrix_products(torch.bfloat16 if task.compute.precision == "bf16" else torch.float32)
+    for kind, step in our_steps(new_fit(task, config), config).items():
+        step()
+        for _ in range(arguments.rounds):
+            rates.append(product.flops / seconds_of(product.action) / GIGA)
+            for name, cost in costs_of(step).items():
+                whole[name].seconds += cost.seconds * schedule[kind] / arguments.rounds
+                whole[name].flops += cost.flops * schedule[kind] / arguments.rounds
+    print(f"{task.compute.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("\n".join(table(whole, product_rate=statistics.median(rates))))
+
+
+def costs_of(step: Callable[[], None]) -> Costs:
+    """Of one call: seconds of each operation's own, and the floating-point operations of convolutions."""
+    costs: Costs = defaultdict(Cost)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        step()
+    for event in profiler.events() or ():
+        owner = next((one for one in with_parents(event) if one.name in (FORWARD, BACKWARD)), event)
+        costs[name_of(owner)].seconds += event.self_cpu_time_total / 1e6
+        if event.name == BACKWARD:
+            flops = forward_flops(event)
+            # The gradient of the filters and, behind the first layer, that of the input.
+            costs[name_of(event)].flops += flops if filters_of(event)[1] == COLOURS else 2 * flops
+            costs[name_of(event, FORWARD)].flops += flops
+    return costs
+
+
+def with_parents(event: FunctionEvent) -> Iterator[FunctionEvent]:
+    """The operation, what called it, and so on."""
+    one: FunctionEvent | None = event
+    while one is not None:
+        yield one
+        one = one.cpu_parent
+
+
+def name_of(event: FunctionEvent, as_if: str | None = None) -> str:
+    kind = as_if or event.name
+    if kind not in (FORWARD, BACKWARD):
+        return kind.removeprefix("aten::")
+    return f"convolution {filters_of(event)}, {'forward' if kind == FORWARD else 'backward'}"
+
+
+def filters_of(event: FunctionEvent) -> list[int]:
+    """`[out, in, height, width]` of a convolution, forward or backward."""
+    shapes: Any = event.input_shapes
+    return shapes[1 if event.name == FORWARD else 2]
+
+
+def forward_flops(backward: FunctionEvent) -> int:
+    """Of the forward pass that belongs to it: two for each multiply-add of each output."""
+    shapes: Any = backward.input_shapes
+    return 2 * math.prod(shapes[0]) * math.prod(filters_of(backward)[1:])
+
+
+def table(costs: Costs, *, product_rate: float) -> Iterator[str]:
+    total = sum(cost.seconds for cost in costs.values())
+    yield f"{total:.0f} s of a training, by the profiler; a matrix product runs at {product_rate:.0f} GFLOP/s"
+    yield "| operation | share | GFLOP/s | of the product's rate |"
+    yield "|---|---|---|---|"
+    for name, cost in sorted(costs.items(), key=lambda item: -item[1].seconds):
+        if cost.seconds < SHOWN_SHARE * total:
+            continue
+        rate = cost.flops / cost.seconds / GIGA
+        cells = (f"{rate:.0f}", f"{rate / product_rate:.2f}") if cost.flops else ("", "")
+        yield f"| {name} | {cost.seconds / total:.1%} | {cells[0]} | {cells[1]} |"
+    convolving = [cost for name, cost in costs.items() if name.startswith("convolution ")]
+    seconds, flops = sum(one.seconds for one in convolving), sum(one.flops for one in convolving)
+    yield (
+        f"convolutions together: {seconds / total:.1%} of the time, at {flops / seconds / GIGA / product_rate:.2f} of "
+        f"the product's rate; if all ran at that rate: {flops / GIGA / product_rate / total:.2f} of the time"
+    )
+
+
+if __name__ == "__main__":
+    main()
