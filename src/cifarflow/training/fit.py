@@ -114,7 +114,7 @@ class Fit:
             state.seconds += time.perf_counter() - start
             if task.averages_at(state.step):
                 state.average_weights()
-            progress.step(state.step, f"loss {self.watch.last:.3f}")
+            progress.step(state.step, "" if self.watch.last is None else f"loss {self.watch.last:.3f}")
             self._keep_safe(interrupts)
 
     def _check_losses(self) -> None:

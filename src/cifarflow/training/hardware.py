@@ -176,7 +176,7 @@ def _choose_compile(compile: bool | str, device: torch.device) -> tuple[bool, st
     if compile is False:
         return False, "not compiled: as asked"
     if compile == "auto":
-        # Measured on processors (docs/experiments.md); on a GPU nobody has yet, and compiling takes a minute.
+        # Measured on processors (docs/experiments.md); on a GPU compiling takes longer than the default trains.
         return False, "not compiled: it paid on no machine that was measured"
     if device.type == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, COMPILERS))):
         raise ConfigError(
@@ -197,7 +197,7 @@ def _choose_graphs(graphs: bool | str, device: torch.device, processes: Processe
         return bool(graphs), "steps as CUDA graphs: as asked" if graphs else "no CUDA graphs: as asked"
     if obstacle:
         return False, f"no CUDA graphs: there are none {obstacle}"
-    return True, "steps as CUDA graphs: launching kernels one by one takes longer than they run"
+    return True, "steps as CUDA graphs: asking for kernels one by one takes longer than small ones run"
 
 
 def _choose_convolution(

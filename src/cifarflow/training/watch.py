@@ -22,8 +22,8 @@ class NotFiniteError(Exception):
 class LossWatch:
     """The mean losses of the last steps. Reading one makes a processor wait for the GPU, which then runs dry."""
 
-    last: float = math.nan
-    """The last loss that was read."""
+    last: float | None = None
+    """The last loss that was read, if one was."""
     _unseen: list[Tensor] = field(default_factory=list)
 
     def add(self, losses: Tensor) -> None:
