@@ -23,9 +23,7 @@ def run(
     measure: Callable[[Effort], Result], *, description: str | None, rounds: int, quick_rounds: int
 ) -> None:
     """Measure as the command line says; the result is the last line, in words or (`--json`) as JSON."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(description)
     parser.add_argument(
         "--rounds", type=positive, help=f"rounds of turns (default {rounds}, or {quick_rounds})"
     )
@@ -41,6 +39,13 @@ def run(
     print(result.sentence)
     if arguments.json:
         print(result.to_json())
+
+
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """Shows `description`, a module's docstring, with its lines as they are."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def positive(text: str) -> int:

@@ -6,13 +6,12 @@ Each way trains the default recipe several times over random pictures: the first
 compiler, the later ones do not. A way pays after its own cost when its first training is the shortest.
 """
 
-import argparse
 import statistics
 import sys
 
 import torch
 
-from benchmarks.command import positive
+from benchmarks.command import new_parser, positive
 from benchmarks.gpu_training import Trainer, recipe_on_gpu
 from cifarflow import errors
 
@@ -25,23 +24,21 @@ WAYS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--recipe", default="cifar94", help="(default cifar94)")
     parser.add_argument("--again", type=positive, default=5, help="trainings after the first (default 5)")
     arguments = parser.parse_args()
     configs = {way: recipe_on_gpu(arguments.recipe, **changes) for way, changes in WAYS.items()}
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, recipe {arguments.recipe}")
     print("| way | first training, s | later ones, s: median (min to max) | peak memory, GiB |")
     print("|---|---|---|---|", flush=True)
     for way, config in configs.items():
+        trainer = Trainer.over_random_pictures(config)  # which refuses where there is no GPU
         torch.cuda.reset_peak_memory_stats()
-        trainer = Trainer.over_random_pictures(config)
         first, *later = [trainer.train(seed=seed).seconds for seed in range(arguments.again + 1)]
         peak = torch.cuda.max_memory_allocated() / 2**30
         spread = f"{statistics.median(later):.3f} ({min(later):.3f} to {max(later):.3f})"
         print(f"| {way} | {first:.2f} | {spread} | {peak:.2f} |", flush=True)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, recipe {arguments.recipe}")
 
 
 if __name__ == "__main__":

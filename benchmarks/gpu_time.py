@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.command import positive
+from benchmarks.command import new_parser, positive
 from benchmarks.gpu_training import Trainer, recipe_on_gpu
 from benchmarks.published_script import Training, run_script
 from benchmarks.result import Result
@@ -50,9 +50,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--script", type=Path, required=True, help="the record's script, in its repository")
     parser.add_argument("--recipe", default="cifar94", help="ours (default cifar94)")
     parser.add_argument("--target", type=float, default=0.94, help="mean test accuracy to reach, in (0, 1)")

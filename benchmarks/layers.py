@@ -8,9 +8,9 @@ recipe takes them. Beside a convolution stands how fast it computes, and what pa
 rate: which layers arithmetic limits, and what the rest costs.
 """
 
-import argparse
 import math
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,11 +21,13 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.arithmetic import GIGA, matrix_products
-from benchmarks.command import positive
+from benchmarks.command import new_parser, positive
 from benchmarks.pairs import seconds_of
 from benchmarks.random_task import new_fit, random_task
 from benchmarks.recipe_time import our_schedule, our_steps
 from benchmarks.setting import recipe_on_cpu
+from cifarflow import errors
+from cifarflow.allocator import keep_freed_memory
 
 FORWARD, BACKWARD = "aten::convolution", "aten::convolution_backward"
 COLOURS = 3
@@ -42,12 +44,11 @@ Costs = dict[str, Cost]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--recipe", default="cifar94", help="(default cifar94)")
     parser.add_argument("--rounds", type=positive, default=3, help="steps of each kind (default 3)")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as stages/start.py does
     config = recipe_on_cpu(arguments.recipe)
     task = random_task(config)
     schedule = our_schedule(task, config)
@@ -128,4 +129,4 @@ def table(costs: Costs, *, product_rate: float) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(errors.run(main))

@@ -59,11 +59,6 @@ def test_recorded_steps_end_with_the_weights_of_plain_ones(
     assert isinstance(recorded.take_step, RecordedStep) and not isinstance(plain.take_step, RecordedStep)
     assert any(recording is not None for recording in recorded.take_step.recordings.values())
     assert_equal_weights(recorded, plain)
-    same = [
-        row.keys() == other.keys()
-        for row, other in zip(recorded.state.history, plain.state.history, strict=True)
-    ]
-    assert all(same)
     losses, others = ([row["train_loss"] for row in fit.state.history] for fit in (recorded, plain))
     assert losses == others and losses[-1] < losses[0]
 
@@ -72,29 +67,20 @@ def test_recorded_steps_end_with_the_weights_of_plain_ones(
 def test_a_recorded_training_goes_on_from_its_checkpoint(workspace: Workspace, tmp_path: Path) -> None:
     whole = trained(workspace, tmp_path / "whole")
     checkpoints = Checkpoints(folder=tmp_path / "parts", interval_seconds=1e9)
-    first = small_fit(workspace, small_config(**GPU), checkpoints=checkpoints)
-    steps = first.task.batches.steps_per_epoch
 
     class StoppedError(Exception):
         pass
 
     def stop(state: Any) -> None:
-        if state.step == 2 * steps:
+        if len(state.history) == 2:
             checkpoints.save(state.snapshot(), step=state.step)
             raise StoppedError
 
-    stopping = Fit(
-        task=first.task,
-        state=first.state,
-        step=first.step,
-        take_step=first.take_step,
-        checkpoints=checkpoints,
-        on_epoch=stop,
-    )
+    first = small_fit(workspace, small_config(**GPU), checkpoints=checkpoints, on_epoch=stop)
     with pytest.raises(StoppedError):
-        stopping.run()
+        first.run()
     again = small_fit(workspace, small_config(**GPU), checkpoints=checkpoints)
-    assert again.state.step == 2 * steps
+    assert again.state.step == first.state.step > 0
     again.run()
     assert_equal_weights(again, whole)
 
