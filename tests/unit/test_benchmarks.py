@@ -177,7 +177,10 @@ def test_operations_of_a_convolution_are_those_of_its_definition() -> None:
     assert arithmetic.Work(action=int, flops=6_000_000_000).rates([2.0, 3.0]) == [3.0, 2.0]
 
 
-def test_of_winograds_convolutions_the_products_that_are_left_are_counted(tiny: Config) -> None:
+@pytest.mark.parametrize(("convolution", "least", "most"), [("winograd", 0.25, 0.75), ("taps", 0.9, 0.99)])
+def test_of_our_convolutions_the_products_that_are_left_are_counted(
+    tiny: Config, convolution: str, least: float, most: float
+) -> None:
     def operations(convolution: str) -> int:
         wide = tiny.model.model_copy(
             update={"speednet": tiny.model.speednet.model_copy(update={"widths": (8, 256, 256)})}
@@ -188,7 +191,7 @@ def test_of_winograds_convolutions_the_products_that_are_left_are_counted(tiny: 
         kind = recipe_time.Kind(side="ours", pixels=20, first_bias=True, pictures=40)
         return arithmetic.step_flops(fit, kind)
 
-    assert 0.25 < operations("winograd") / operations("direct") < 0.75
+    assert least < operations(convolution) / operations("direct") < most
 
 
 def test_operations_of_a_step_are_counted_for_the_whole_batch(tiny: Config) -> None:

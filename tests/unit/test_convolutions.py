@@ -1,4 +1,4 @@
-"""Winograd's convolutions give what the library's do, and are taken only where they should be."""
+"""Our convolutions give what the library's do, and are taken only where they should be."""
 
 import contextlib
 import copy
@@ -11,13 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifarflow.models import create_model
 from cifarflow.models.resnet import resnet18
 from cifarflow.models.speednet import speednet
-from cifarflow.training import convolutions, winograd
-from cifarflow.training.convolutions import WinogradConvolutions, pays
-from cifarflow.training.winograd import Tiling, Transforms, convolve
+from cifarflow.training import taps, winograd
+from cifarflow.training.convolutions import METHODS, OwnConvolutions, taps_pay, winograd_pays
+from cifarflow.training.winograd import Tiling, Transforms
 
 ROUNDING = 2e-5  # of float32, relative to the largest value; measured: 3e-6 at most
+
+
+CONVOLVE = {"winograd": winograd.convolve, "taps": taps.convolve}
 
 
 def operands(
@@ -46,13 +50,25 @@ def test_transforms_convolve_one_tile_exactly(tile: int) -> None:
     assert (transforms.outputs @ products).tolist() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("padding", [0, 1, 2])
-@pytest.mark.parametrize(("height", "width"), [(3, 3), (4, 4), (5, 8), (7, 6), (8, 8), (11, 9), (16, 13)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(3, 3), (4, 4), (5, 8), (7, 6), (8, 8), (11, 9), (16, 13), (3, 20)]
+)
 def test_outputs_and_both_gradients_are_those_of_a_convolution(
-    monkeypatch: pytest.MonkeyPatch, height: int, width: int, padding: int
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, padding: int, method: str
 ) -> None:
     monkeypatch.setattr(winograd, "CHUNK_BYTES", 8 << 10)  # several chunks, the last of them smaller
-    images, filters, gradient = operands(7, 6, 10, height, width, padding=padding)
+    assert_right(CONVOLVE[method], operands(7, 6, 10, height, width, padding=padding), padding=padding)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (2, 2), (2, 3)])
+def test_tap_by_tap_maps_may_be_smaller_than_the_filters(height: int, width: int) -> None:
+    assert_right(taps.convolve, operands(7, 6, 10, height, width, padding=1), padding=1)
+
+
+def assert_right(convolve: Any, tensors: tuple[Tensor, Tensor, Tensor], *, padding: int) -> None:
+    images, filters, gradient = tensors
     ours = (images.clone().requires_grad_(), filters.clone().requires_grad_())
     exact = (images.double().requires_grad_(), filters.double().requires_grad_())
     outputs, expected = convolve(*ours, padding=padding), F.conv2d(*exact, padding=padding)
@@ -65,6 +81,24 @@ def test_outputs_and_both_gradients_are_those_of_a_convolution(
         assert error(operand.grad, reference.grad) < ROUNDING
 
 
+@pytest.mark.parametrize("side", [2, 3])
+def test_in_bf16_the_gradient_tap_by_tap_is_as_near_to_the_exact_one_as_the_librarys(side: int) -> None:
+    images, filters, gradient = operands(125, 64, 96, side, side, padding=1)
+
+    def of_filters(convolve: Any, dtype: torch.dtype) -> Tensor:
+        weight = filters.to(torch.promote_types(dtype, torch.float32), copy=True).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            outputs = convolve(images.to(dtype), weight, padding=1)
+        assert outputs.dtype == dtype
+        outputs.backward(gradient.to(dtype))
+        assert weight.grad is not None and weight.grad.dtype == weight.dtype
+        return weight.grad.double()
+
+    exact = of_filters(F.conv2d, torch.float64)
+    ours, library = (of_filters(convolve, torch.bfloat16) for convolve in (taps.convolve, F.conv2d))
+    assert (ours - exact).norm() < 1.1 * (library - exact).norm() < 0.01 * exact.norm()
+
+
 def test_the_shapes_above_meet_every_tile_and_chunks_of_unequal_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "CHUNK_BYTES", 8 << 10)
     tilings = [Tiling.of((7, 6, side, side), (10, 6, 3, 3), 0) for side in (3, 4, 5, 7, 8, 11, 16)]
@@ -73,23 +107,25 @@ def test_the_shapes_above_meet_every_tile_and_chunks_of_unequal_size(monkeypatch
     assert any(1 < tiling.pictures < 7 and 7 % tiling.pictures for tiling in tilings)
 
 
-def test_a_second_time_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_second_time_gives_the_same_bits(method: str) -> None:
     """Exact resume lives on it, whatever lies in memory: the buffers are not those of the first time."""
     images, filters, gradient = operands(50, 64, 256, 10, 10, padding=0)
 
     def once() -> tuple[Tensor, ...]:
         inputs = (images.clone().requires_grad_(), filters.clone().requires_grad_())
-        outputs = convolve(*inputs, padding=0)
+        outputs = CONVOLVE[method](*inputs, padding=0)
         return (outputs.detach(), *torch.autograd.grad(outputs, inputs, gradient))
 
     first, _between, second = once(), [torch.full((size, 1000), torch.nan) for size in range(1, 400)], once()
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-def test_pictures_that_need_no_gradient_get_none() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_pictures_that_need_no_gradient_get_none(method: str) -> None:
     images, filters, gradient = operands(2, 3, 4, 8, 8, padding=1)
     filters.requires_grad_()
-    convolve(images, filters, padding=1).backward(gradient)
+    CONVOLVE[method](images, filters, padding=1).backward(gradient)
     assert filters.grad is not None and images.grad is None
 
 
@@ -103,22 +139,43 @@ def test_pictures_that_need_no_gradient_get_none() -> None:
         (3, 64, 32, 1, False),
     ],
 )
-def test_it_pays_for_wide_layers(
+def test_winograds_pays_for_wide_layers(
     width_in: int, width_out: int, side: int, padding: int, expected: bool
 ) -> None:
-    assert pays((125, width_in, side, side), (width_out, width_in, 3, 3), padding=padding) is expected
+    assert (
+        winograd_pays((125, width_in, side, side), (width_out, width_in, 3, 3), padding=padding) is expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("width_in", "width_out", "side", "padding", "expected"),
+    [
+        (256, 256, 2, 1, True),
+        (256, 256, 3, 1, True),
+        (128, 128, 3, 1, True),
+        (256, 256, 5, 0, True),
+        (256, 256, 4, 1, False),
+        (256, 256, 2, 0, False),
+        (64, 64, 2, 1, False),
+    ],
+)
+def test_taps_pay_for_small_maps_of_many_channels(
+    width_in: int, width_out: int, side: int, padding: int, expected: bool
+) -> None:
+    assert taps_pay((125, width_in, side, side), (width_out, width_in, 3, 3), padding=padding) is expected
 
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
-    """Shapes of the filters that Winograd's method was used with."""
+    """Shapes of the filters that one of our methods was used with."""
     shapes: list[tuple[int, ...]] = []
 
-    def noted(images: Tensor, filters: Tensor, *, padding: int) -> Tensor:
+    def noted(method: str, images: Tensor, filters: Tensor, *, padding: int) -> Tensor:
         shapes.append(tuple(filters.shape))
-        return convolve(images, filters, padding=padding)
+        return CONVOLVE[method](images, filters, padding=padding)
 
-    monkeypatch.setattr(convolutions, "convolve", noted)
+    monkeypatch.setattr(winograd, "convolve", partial(noted, "winograd"))
+    monkeypatch.setattr(taps, "convolve", partial(noted, "taps"))
     yield shapes
 
 
@@ -126,9 +183,14 @@ def wide(**changes: Any) -> nn.Conv2d:
     return nn.Conv2d(**{"in_channels": 256, "out_channels": 256, "kernel_size": 3, "bias": False, **changes})
 
 
-def test_a_layer_that_gains_is_taken_however_it_is_called(taken: list[tuple[int, ...]]) -> None:
-    images, filters = torch.randn(2, 256, 8, 8), torch.randn(256, 256, 3, 3, requires_grad=True)
-    with WinogradConvolutions():
+SIDES = {"winograd": 8, "taps": 3}  # of a map on which the layer above gains
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_that_gains_is_taken_however_it_is_called(taken: list[tuple[int, ...]], method: str) -> None:
+    side = SIDES[method]
+    images, filters = torch.randn(2, 256, side, side), torch.randn(256, 256, 3, 3, requires_grad=True)
+    with OwnConvolutions(method):
         wide(padding=1)(images)
         F.conv2d(images, filters)
         F.conv2d(images, filters, padding=1)
@@ -147,39 +209,58 @@ def test_a_layer_that_gains_is_taken_however_it_is_called(taken: list[tuple[int,
         {"kernel_size": (3, 1)},
         {"padding": "same"},
         {"padding": (0, 1)},
-        {"dtype": torch.bfloat16},
     ],
 )
-def test_other_convolutions_are_the_librarys(taken: list[tuple[int, ...]], changes: dict[str, Any]) -> None:
-    layer = wide(**changes)
-    images = torch.randn(2, 256, 8, 8, dtype=layer.weight.dtype)
-    with WinogradConvolutions():
+@pytest.mark.parametrize(("method", "side"), [("winograd", 8), ("taps", 5)])
+def test_other_convolutions_are_the_librarys(
+    taken: list[tuple[int, ...]], method: str, side: int, changes: dict[str, Any]
+) -> None:
+    layer, images = wide(**changes), torch.randn(2, 256, side, side)
+    with OwnConvolutions(method):
         outputs = layer(images)
     assert taken == [] and torch.equal(outputs, layer(images))
 
 
-def test_without_gradients_and_afterwards_they_are_the_librarys(taken: list[tuple[int, ...]]) -> None:
-    layer, images = wide(), torch.randn(2, 256, 8, 8)
-    with WinogradConvolutions(), torch.no_grad():
+def test_winograds_is_for_float32_alone(taken: list[tuple[int, ...]]) -> None:
+    with OwnConvolutions("winograd"):
+        wide(dtype=torch.bfloat16)(torch.randn(2, 256, 8, 8, dtype=torch.bfloat16))
+    assert taken == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_gradients_and_afterwards_they_are_the_librarys(
+    taken: list[tuple[int, ...]], method: str
+) -> None:
+    layer, images = wide(padding=1), torch.randn(2, 256, SIDES[method], SIDES[method])
+    with OwnConvolutions(method), torch.no_grad():
         layer(images)
-    with WinogradConvolutions():
+    with OwnConvolutions(method):
         layer.requires_grad_(False)(images)
     layer.requires_grad_()(images)
     assert taken == []
 
 
 def gradients(
-    model: nn.Module, images: Tensor, labels: Tensor, *, winograd: bool = False
+    model: nn.Module, images: Tensor, labels: Tensor, *, method: str | None = None
 ) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
-    with WinogradConvolutions() if winograd else contextlib.nullcontext():
+    with OwnConvolutions(method) if method else contextlib.nullcontext():
         outputs = model(images)
     F.cross_entropy(outputs, labels).backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-@pytest.mark.parametrize(("build", "layers"), [(speednet, 4), (partial(resnet18, image_size=32), 9)])
-def test_a_network_learns_the_same_with_it(taken: list[tuple[int, ...]], build: Any, layers: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "build", "layers"),
+    [
+        ("winograd", speednet, 4),
+        ("winograd", partial(resnet18, image_size=32), 9),
+        ("taps", partial(create_model, "speednet", image_size=32, depth=3), 2),
+    ],
+)
+def test_a_network_learns_the_same_with_it(
+    taken: list[tuple[int, ...]], method: str, build: Any, layers: int
+) -> None:
     """The gradient of all weights is as near to that of float64 as the library's, within a factor."""
     torch.manual_seed(1)
     model = build(num_classes=10).to(memory_format=torch.channels_last).train()
@@ -187,7 +268,7 @@ def test_a_network_learns_the_same_with_it(taken: list[tuple[int, ...]], build: 
     exact = gradients(copy.deepcopy(model).double(), images.double(), labels)
     library = gradients(model, images, labels)
     assert taken == []
-    ours = gradients(model, images, labels, winograd=True)
+    ours = gradients(model, images, labels, method=method)
     assert len(taken) == layers
     distances = [
         torch.stack([(found[name] - exact[name]).square().sum() for name in exact]).sum().sqrt().item()

@@ -113,14 +113,16 @@ def test_the_processors_flags_decide_the_precision(
     [
         ({"avx2": True}, {}, "winograd", "where they pay"),
         ({"avx2": True}, {"convolution": "direct"}, "direct", "as asked"),
-        ({"avx2": True}, {"precision": "bf16"}, "direct", "in bf16"),
+        ({"avx2": True}, {"precision": "bf16"}, "taps", "where they pay"),
         ({"avx2": True}, {"memory_format": "contiguous"}, "direct", "in the contiguous memory format"),
-        ({"avx2": True, "avx512_bf16": True}, {}, "direct", "in bf16"),
+        ({"avx2": True}, {"precision": "bf16", "memory_format": "contiguous"}, "direct", "in the contiguous"),
+        ({"avx2": True, "avx512_bf16": True}, {}, "taps", "where they pay"),
         ({}, {}, "direct", "measured on processors with AVX2 only"),
         ({}, {"convolution": "winograd"}, "winograd", "as asked"),
+        ({}, {"convolution": "taps"}, "taps", "as asked"),
     ],
 )
-def test_winograd_is_chosen_where_it_was_measured(
+def test_our_convolutions_are_chosen_where_they_were_measured(
     monkeypatch: pytest.MonkeyPatch,
     capabilities: dict[str, bool],
     changes: dict[str, Any],
@@ -133,11 +135,19 @@ def test_winograd_is_chosen_where_it_was_measured(
     assert [line for line in choice.reasons if "convolutions" in line and reason in line]
 
 
-def test_winograd_where_it_is_not_for_is_a_clear_error() -> None:
+@pytest.mark.parametrize(
+    ("changes", "obstacle"),
+    [
+        ({"convolution": "winograd", "precision": "bf16"}, "in bf16"),
+        ({"convolution": "taps", "memory_format": "contiguous"}, "in the contiguous memory format"),
+    ],
+)
+def test_a_convolution_where_it_is_not_for_is_a_clear_error(changes: dict[str, Any], obstacle: str) -> None:
+    convolution = changes["convolution"]
     with pytest.raises(
-        ConfigError, match=r"train\.convolution is 'winograd'.*not in bf16.*Use auto or direct"
+        ConfigError, match=rf"train\.convolution is '{convolution}'.*not {obstacle}.*Use auto or direct"
     ):
-        plan(precision="bf16", convolution="winograd")
+        plan(**changes)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -188,7 +188,7 @@ class TrainConfig(Section):
     loss: LossConfig
     precision: Literal["auto", "fp32", "bf16"]
     memory_format: Literal["auto", "channels_last", "contiguous"]
-    convolution: Literal["auto", "direct", "winograd"]
+    convolution: Literal["auto", "direct", "winograd", "taps"]
     device: Literal["auto", "cpu", "cuda"]
     threads: AutoOrCount
     compile: AutoOrBool

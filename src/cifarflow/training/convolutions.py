@@ -1,37 +1,67 @@
-"""Which convolutions of a step are done by Winograd's method in place of the library's: those that gain by it."""
+"""Which convolutions of a step are not done by the library alone: those that gain by one of our methods."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from cifarflow.training.winograd import Tiling, convolve
+from cifarflow.training import taps, winograd
+from cifarflow.training.winograd import Tiling
 
 PRODUCTS_SAVED = 100
-"""Per number combined at the two ends, from which on it pays: measured on layers of this project, on a processor with
-AVX2 (docs/experiments.md, 25 November 2026)."""
+"""Per number combined at the two ends, from which on Winograd's method pays: measured on layers of this project, on a
+processor with AVX2 (docs/experiments.md, 25 November 2026)."""
+SMALL_MAP = 9
+"""Pixels of a map of outputs, up to which filters gain by a gradient tap by tap, ..."""
+WIDE_FILTERS = 128 * 128
+"""... and the pairs of channels from which on: measured on a processor with AVX-512 (26 November 2026)."""
 
 
-class WinogradConvolutions(TorchFunctionMode):
-    """While it is on, convolutions whose filters are trained are Winograd's where that is faster.
+class OwnConvolutions(TorchFunctionMode):
+    """While it is on, convolutions with trained filters are done by `method`, one of METHODS, where that is faster.
 
     Models need not know of it, and whoever evaluates or exports them, with no gradients, gets the library's.
     """
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.convolve = METHODS[method]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.conv2d and torch.is_grad_enabled():
-            outputs = _faster(*args, **kwargs)
+            operands = _plain(*args, **kwargs)
+            outputs = self.convolve(*operands) if operands is not None else None
             if outputs is not None:
                 return outputs
         return func(*args, **kwargs)
 
 
-def pays(images: Sequence[int], filters: Sequence[int], *, padding: int) -> bool:
+def by_winograd(images: Tensor, filters: Tensor, padding: int) -> Tensor | None:
+    """Their convolution, or None where the library's is as fast."""
+    if images.dtype != torch.float32 or not winograd_pays(images.shape, filters.shape, padding=padding):
+        return None
+    return winograd.convolve(images, filters, padding=padding)
+
+
+def by_taps(images: Tensor, filters: Tensor, padding: int) -> Tensor | None:
+    """Their convolution, or None where the library's is as fast."""
+    if not taps_pay(images.shape, filters.shape, padding=padding):
+        return None
+    return taps.convolve(images, filters, padding=padding)
+
+
+METHODS: dict[str, Callable[[Tensor, Tensor, int], Tensor | None]] = {
+    "winograd": by_winograd,
+    "taps": by_taps,
+}
+
+
+def winograd_pays(images: Sequence[int], filters: Sequence[int], *, padding: int) -> bool:
     """Whether the products saved outweigh the numbers combined, for shapes `[N, C, H, W]` and `[D, C, 3, 3]`."""
     tiling = Tiling.of(images, filters, padding)
     width_out, width_in = filters[:2]
@@ -39,7 +69,13 @@ def pays(images: Sequence[int], filters: Sequence[int], *, padding: int) -> bool
     return saved >= PRODUCTS_SAVED * tiling.products * (width_in + width_out)
 
 
-def _faster(  # noqa: PLR0913 - the arguments are torch.conv2d's
+def taps_pay(images: Sequence[int], filters: Sequence[int], *, padding: int) -> bool:
+    """Whether the maps are small and the filters many, for shapes `[N, C, H, W]` and `[D, C, 3, 3]`."""
+    height, width = images[2] + 2 * padding - 2, images[3] + 2 * padding - 2
+    return 0 < height * width <= SMALL_MAP and filters[0] * filters[1] >= WIDE_FILTERS
+
+
+def _plain(  # noqa: PLR0913 - the arguments are torch.conv2d's
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -47,22 +83,15 @@ def _faster(  # noqa: PLR0913 - the arguments are torch.conv2d's
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> Tensor | None:
-    """`torch.conv2d` with these arguments, or None where the library's own is as fast or the method does not apply."""
+) -> tuple[Tensor, Tensor, int] | None:
+    """Images, filters and padding of a call of `torch.conv2d` that our methods can do, else None."""
     if bias is not None or groups != 1 or _pair(stride) != (1, 1) or _pair(dilation) != (1, 1):
         return None
-    if input.dtype != torch.float32 or input.device.type != "cpu" or input.dim() != 4:
+    if input.device.type != "cpu" or input.dim() != 4 or not weight.requires_grad:
         return None
-    if isinstance(padding, str) or len(set(_pair(padding))) != 1:
+    if weight.shape[2:] != (3, 3) or isinstance(padding, str) or len(set(_pair(padding))) != 1:
         return None
-    pad = _pair(padding)[0]
-    if (
-        weight.shape[2:] != (3, 3)
-        or not weight.requires_grad
-        or not pays(input.shape, weight.shape, padding=pad)
-    ):
-        return None
-    return convolve(input, weight, padding=pad)
+    return input, weight, _pair(padding)[0]
 
 
 def _pair(sides: int | Sequence[int]) -> tuple[int, ...]:

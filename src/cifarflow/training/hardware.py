@@ -12,7 +12,7 @@ from torch import nn
 from cifarflow import processor
 from cifarflow.config.schema import TrainConfig
 from cifarflow.errors import ConfigError
-from cifarflow.training.convolutions import WinogradConvolutions
+from cifarflow.training.convolutions import METHODS, OwnConvolutions
 from cifarflow.training.processes import Processes
 
 CACHED_PIXELS = (
@@ -43,7 +43,7 @@ class ComputePlan:
 
     def convolutions(self) -> contextlib.AbstractContextManager[object]:
         """Around a forward pass that is trained on."""
-        return WinogradConvolutions() if self.convolution == "winograd" else contextlib.nullcontext()
+        return OwnConvolutions(self.convolution) if self.convolution in METHODS else contextlib.nullcontext()
 
     def compiled(self, model: nn.Module) -> nn.Module:
         """What a step calls in place of `model`, whose weights it shares."""
@@ -80,8 +80,8 @@ class ComputePlan:
 def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes | None = None) -> ComputePlan:
     """Resolve the `auto` choices for this machine and pictures of `image_size` pixels a side.
 
-    Raises ConfigError when `cuda` is asked for and there is none, compiling and there is no compiler, or Winograd's
-    method where it is not for.
+    Raises ConfigError when `cuda` is asked for and there is none, compiling and there is no compiler, or a method of
+    convolution where it is not for.
     """
     device, device_reason = _choose_device(config.device)
     precision, precision_reason = _choose_precision(config.precision, device)
@@ -205,20 +205,27 @@ def _choose_convolution(
 ) -> tuple[str, str]:
     obstacles = {
         f"on {device.type}": device.type != "cpu",
-        f"in {precision}": precision != "fp32",
         "in the contiguous memory format": layout != torch.channels_last,
         "in a compiled step": compiles,
     }
-    obstacle = next((where for where, is_there in obstacles.items() if is_there), None)
-    if convolution == "winograd" and obstacle:
+    own = next((where for where, is_there in obstacles.items() if is_there), None)
+    winograd = own or (f"in {precision}" if precision != "fp32" else None)
+    obstacle = {"taps": own, "winograd": winograd}.get(convolution)
+    if obstacle:
+        fp32 = "fp32, " if convolution == "winograd" else ""
         raise ConfigError(
-            f"params.yaml: train.convolution is 'winograd', which there is not {obstacle}: it is for a processor, "
-            "fp32, channels_last and a step that is not compiled. Use auto or direct."
+            f"params.yaml: train.convolution is {convolution!r}, which there is not {obstacle}: it is for a processor, "
+            f"{fp32}channels_last and a step that is not compiled. Use auto or direct."
         )
     if convolution != "auto":
         return convolution, f"{convolution} convolutions: as asked"
-    if obstacle:
-        return "direct", f"direct convolutions: there is no Winograd {obstacle}"
+    if own:
+        return "direct", f"direct convolutions: there are no others {own}"
     if not processor.capabilities().get("avx2"):
-        return "direct", "direct convolutions: Winograd's were measured on processors with AVX2 only"
-    return "winograd", "winograd convolutions of 3x3, where they pay: fewer products in fp32"
+        return "direct", "direct convolutions: others were measured on processors with AVX2 only"
+    if precision == "fp32":
+        return "winograd", "winograd convolutions of 3x3, where they pay: fewer products in fp32"
+    return (
+        "taps",
+        "taps convolutions of 3x3, where they pay: filter gradients without the padding of small maps",
+    )
