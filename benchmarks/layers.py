@@ -30,6 +30,9 @@ from cifarflow import errors
 from cifarflow.allocator import keep_freed_memory
 
 FORWARD, BACKWARD = "aten::convolution", "aten::convolution_backward"
+TAPS_BACKWARD = (
+    "_ConvolutionBackward"  # of training/taps.py: the library for the pictures, products for the filters
+)
 COLOURS = 3
 SHOWN_SHARE = 0.005
 
@@ -72,7 +75,9 @@ def costs_of(step: Callable[[], None]) -> Costs:
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         step()
     for event in profiler.events() or ():
-        owner = next((one for one in with_parents(event) if one.name in (FORWARD, BACKWARD)), event)
+        owner = next(
+            (one for one in with_parents(event) if one.name in (FORWARD, BACKWARD, TAPS_BACKWARD)), event
+        )
         costs[name_of(owner)].seconds += event.self_cpu_time_total / 1e6
         if event.name == BACKWARD:
             flops = forward_flops(event)
@@ -92,6 +97,9 @@ def with_parents(event: FunctionEvent) -> Iterator[FunctionEvent]:
 
 def name_of(event: FunctionEvent, as_if: str | None = None) -> str:
     kind = as_if or event.name
+    if kind == TAPS_BACKWARD:
+        inside = next((child for child in event.cpu_children if child.name == BACKWARD), None)
+        return name_of(inside) if inside is not None else kind
     if kind not in (FORWARD, BACKWARD):
         return kind.removeprefix("aten::")
     return f"convolution {filters_of(event)}, {'forward' if kind == FORWARD else 'backward'}"

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import layers
 from benchmarks.layers import Cost
+from cifarflow.training.convolutions import OwnConvolutions
 
 
 def test_operations_are_counted_and_all_time_has_an_owner() -> None:
@@ -36,6 +37,21 @@ def test_operations_are_counted_and_all_time_has_an_owner() -> None:
     }
     assert costs["gelu"].seconds > 0
     assert 0 < sum(cost.seconds for cost in costs.values()) < seconds
+
+
+def test_filter_gradients_tap_by_tap_count_as_the_layers() -> None:
+    layer = nn.Conv2d(128, 128, 3, padding=1, bias=False)
+    images = torch.randn(8, 128, 3, 3, requires_grad=True)
+
+    def step() -> None:
+        with OwnConvolutions("taps"):
+            outputs = layer(images)
+        outputs.sum().backward()
+
+    costs = layers.costs_of(step)
+    assert "convolution [128, 128, 3, 3], forward" in costs
+    assert costs["convolution [128, 128, 3, 3], backward"].seconds > 0
+    assert not {"mm", "matmul", layers.TAPS_BACKWARD} & costs.keys()
 
 
 def test_the_table_names_what_costs_most_first_and_the_rate_of_convolutions() -> None:
