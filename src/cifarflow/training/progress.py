@@ -52,6 +52,6 @@ def training_progress(
         return
     columns = (TextColumn("train"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
     console = Console(file=stream)
-    # Ten pictures a second, the default, would cost a percent of a core.
-    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
+    # A picture takes a millisecond of a core: ten a second, the default, would cost a percent of it.
+    with Progress(*columns, console=console, transient=True, refresh_per_second=1) as bar:
         yield TrainingProgress(total_steps, bar, stream)
