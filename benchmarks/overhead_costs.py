@@ -30,7 +30,7 @@ from cifarflow.workspace import Workspace
 
 STEP_CALLS = 2_000
 QUIET_SECONDS, QUIET_SHARE, LONGEST_WAIT_SECONDS = 0.4, 0.03, 60.0
-BAR_SECONDS = 2.0
+BAR_SECONDS = 4.0
 
 
 class Terminal(io.StringIO):
