@@ -28,7 +28,7 @@ torture:  ## 100 kills of the pipeline at random moments, 100 disks that run ful
 audit:  ## known advisories of every package, from the public database OSV
 	uv audit
 
-bench:  ## every benchmark, up to 75 minutes on 2 cores; writes docs/benchmarks.md
+bench:  ## every benchmark, about half an hour on 2 cores; writes docs/benchmarks.md
 	uv run python -m benchmarks
 
 bench-quick:  ## every benchmark with few rounds, about 7 minutes on 2 cores; writes docs/benchmarks.md and says so in it
