@@ -31,7 +31,7 @@ audit:  ## known advisories of every package, from the public database OSV
 bench:  ## every benchmark, about half an hour on 2 cores; writes docs/benchmarks.md
 	uv run python -m benchmarks
 
-bench-quick:  ## every benchmark with few rounds, about 7 minutes on 2 cores; writes docs/benchmarks.md and says so in it
+bench-quick:  ## every benchmark with few rounds, about 5 minutes on 2 cores; writes docs/benchmarks.md and says so in it
 	uv run python -m benchmarks --quick
 
 bench-recipe:  ## seconds of the default recipe over those of the public 94 % record, steps alternating

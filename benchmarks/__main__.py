@@ -1,7 +1,7 @@
 """Run every benchmark, each in a process of its own, one after another, and write docs/benchmarks.md.
 
 uv run python -m benchmarks            # about half an hour on 2 cores
-uv run python -m benchmarks --quick    # about 7 minutes: all of them, with few rounds
+uv run python -m benchmarks --quick    # about 5 minutes: all of them, with few rounds
 """
 
 import argparse
