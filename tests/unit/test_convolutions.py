@@ -130,39 +130,26 @@ def test_pictures_that_need_no_gradient_get_none(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width_in", "width_out", "side", "padding", "expected"),
+    ("pays", "width_in", "width_out", "side", "padding", "expected"),
     [
-        (64, 256, 10, 0, True),
-        (256, 256, 8, 0, True),
-        (512, 512, 4, 1, True),
-        (64, 64, 32, 1, False),
-        (3, 64, 32, 1, False),
+        (winograd_pays, 64, 256, 10, 0, True),
+        (winograd_pays, 256, 256, 8, 0, True),
+        (winograd_pays, 512, 512, 4, 1, True),
+        (winograd_pays, 64, 64, 32, 1, False),
+        (winograd_pays, 3, 64, 32, 1, False),
+        (taps_pay, 256, 256, 2, 1, True),
+        (taps_pay, 256, 256, 3, 1, True),
+        (taps_pay, 128, 128, 3, 1, True),
+        (taps_pay, 256, 256, 5, 0, True),
+        (taps_pay, 256, 256, 4, 1, False),
+        (taps_pay, 256, 256, 2, 0, False),
+        (taps_pay, 64, 64, 2, 1, False),
     ],
 )
-def test_winograds_pays_for_wide_layers(
-    width_in: int, width_out: int, side: int, padding: int, expected: bool
+def test_winograds_pays_for_wide_layers_and_taps_for_small_maps_of_many_channels(
+    pays: Any, width_in: int, width_out: int, side: int, padding: int, expected: bool
 ) -> None:
-    assert (
-        winograd_pays((125, width_in, side, side), (width_out, width_in, 3, 3), padding=padding) is expected
-    )
-
-
-@pytest.mark.parametrize(
-    ("width_in", "width_out", "side", "padding", "expected"),
-    [
-        (256, 256, 2, 1, True),
-        (256, 256, 3, 1, True),
-        (128, 128, 3, 1, True),
-        (256, 256, 5, 0, True),
-        (256, 256, 4, 1, False),
-        (256, 256, 2, 0, False),
-        (64, 64, 2, 1, False),
-    ],
-)
-def test_taps_pay_for_small_maps_of_many_channels(
-    width_in: int, width_out: int, side: int, padding: int, expected: bool
-) -> None:
-    assert taps_pay((125, width_in, side, side), (width_out, width_in, 3, 3), padding=padding) is expected
+    assert pays((125, width_in, side, side), (width_out, width_in, 3, 3), padding=padding) is expected
 
 
 @pytest.fixture
