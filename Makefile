@@ -25,8 +25,8 @@ torture:  ## 100 kills of the pipeline at random moments, 100 disks that run ful
 	CIFARFLOW_KILLS=100 CIFARFLOW_KILLS_SEED=$$(date +%s) uv run pytest -n0 -s tests/pipeline/test_kills.py
 	CIFARFLOW_DISKS=20 CIFARFLOW_KILLS_SEED=$$(date +%s) uv run pytest -n0 -q tests/pipeline/test_pipeline.py -k "every_stage or full"
 
-audit:  ## known advisories of every package, from the public database OSV
-	uv audit
+audit:  ## known advisories of every package, from the public database OSV; the one left out: docs/reliability.md
+	uv audit --ignore-until-fixed GHSA-w8v5-vhqr-4h9v --ignore-until-fixed PYSEC-2026-2447
 
 bench:  ## every benchmark, about half an hour on 2 cores; writes docs/benchmarks.md
 	uv run python -m benchmarks
