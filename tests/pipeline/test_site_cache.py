@@ -1,57 +1,57 @@
-"""What DVC remembers of files lies in the project: code that lies there can run (CVE-2025-69872, in diskcache)."""
+"""Who may write DVC's databases of files, from which code can run (CVE-2025-69872, in diskcache), and the remedy."""
 
+import re
 import stat
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.pipeline import Checkout, make_checkout
+from tests.support.pipeline import PROJECT, Checkout
 
 pytestmark = pytest.mark.slow
 
-OTHERS_WRITE = stat.S_IWOTH
 
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """One in which DVC was called."""
-    checkout = make_checkout(tmp_path_factory.mktemp("site-cache"))
-    checkout.dvc("status")
+def repository(root: Path) -> Checkout:
+    """An empty one, in which DVC sees no settings of this machine's user."""
+    root.mkdir()
+    checkout = Checkout(root=root)
+    checkout.run("git", "init", "-q")
+    checkout.run("dvc", "init", "-q", DVC_SITE_CACHE_DIR=str(root / "elsewhere"))
     return checkout
 
 
-def caches(folder: Path) -> list[Path]:
-    return list(folder.rglob("cache.db"))
+def remedy() -> str:
+    """The line of docs/reliability.md, as it is run in an environment that uv has made."""
+    page = (PROJECT / "docs" / "reliability.md").read_text()
+    (line,) = re.findall(r"^ *(install .*site_cache_dir.*)$", page, re.MULTILINE)
+    return line.replace("uv run ", "")
 
 
-def test_dvc_keeps_its_databases_in_the_project(checkout: Checkout) -> None:
-    assert caches(checkout.root / ".dvc-site-cache" / "repo")
-    said = checkout.dvc("doctor").output
-    assert "Repo.site_cache_dir: .dvc-site-cache/repo/" in said
+def test_the_remedy_gives_dvc_a_place_that_only_its_user_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for name, value in (("HOME", home), ("XDG_CONFIG_HOME", home / ".config")):
+        monkeypatch.setenv(name, str(value))
+    for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    checkout = repository(tmp_path / "project")
+    checkout.run("bash", "-c", remedy())
+    (checkout.root / "picture").write_bytes(b"a picture")
+    checkout.dvc("add", "picture")
+    place = home / ".cache" / "dvc"
+    assert list(place.rglob("cache.db"))
+    assert stat.S_IMODE(place.stat().st_mode) == stat.S_IRWXU
+    assert f"site_cache_dir: {place}/" in checkout.dvc("doctor").output
 
 
-def test_no_other_user_can_put_one_there(checkout: Checkout) -> None:
-    """DVC makes the folder writable by everybody, unless it is there already, as in a clone."""
-    folders = {parent for path in caches(checkout.root) for parent in path.parents}
-    inside = [folder for folder in folders if folder.is_relative_to(checkout.root)]
-    assert len(inside) > 4
-    assert [folder for folder in inside if folder.stat().st_mode & OTHERS_WRITE] == []
-
-
-def test_git_sees_nothing_of_it(checkout: Checkout) -> None:
-    (checkout.root / "docs").mkdir(exist_ok=True)
-    checkout.run("dvc", "--cd", "docs", "status")
-    assert caches(checkout.root / "docs")
-    assert checkout.run("git", "status", "--short", "--untracked-files=all").output == ""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="DVC shares it on Linux")
-def test_dvc_run_elsewhere_would_share_it(tmp_path: Path) -> None:
-    """The reason for all this: should DVC come to have a place of its user's own, our setting can go."""
-    plain = Checkout(root=tmp_path)
-    for command in ("git init -q", "dvc init -q"):
-        plain.run(*command.split(), DVC_SITE_CACHE_DIR=str(tmp_path / "elsewhere"))
-    (where,) = [line for line in plain.dvc("doctor").output.splitlines() if "site_cache_dir" in line]
-    shared = Path(where.partition(": ")[2]).parent
-    assert shared.stat().st_mode & OTHERS_WRITE
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux all users share it")
+def test_without_it_every_user_may_write_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should DVC come to have a place of its user's own, the finding and its remedy can go."""
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "no-settings"))
+    said = repository(tmp_path / "project").dvc("doctor").output
+    (where,) = re.findall(r"site_cache_dir: (.*)", said)
+    assert Path(where).parent.stat().st_mode & stat.S_IWOTH
