@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarflow.training.hardware import ComputePlan
+from cifarflow.compute.plan import ComputePlan
 from cifarflow.training.muon import Muon
 
 EPOCHS = 8

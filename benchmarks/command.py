@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.result import Result
 from cifarflow.allocator import keep_freed_memory
-from cifarflow.processor import usable_processors
+from cifarflow.compute.processor import usable_processors
 from cifarflow.provenance import processor_name
 
 

@@ -37,12 +37,12 @@ from benchmarks.pairs import ratios, second_of_two
 from benchmarks.pictures import CLASSES, training_pictures
 from benchmarks.result import Result, Spread
 from benchmarks.setting import recipe_on_cpu
+from cifarflow.compute.plan import plan_compute
 from cifarflow.config import Config
 from cifarflow.data.augment import Augmentation
 from cifarflow.data.batches import BatchPlan
 from cifarflow.data.packed import DatasetInfo, Split
 from cifarflow.training.fit import Fit
-from cifarflow.training.hardware import plan_compute
 from cifarflow.training.task import Pictures, Task
 
 GOAL = 0.2

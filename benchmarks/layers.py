@@ -31,7 +31,7 @@ from cifarflow.allocator import keep_freed_memory
 
 FORWARD, BACKWARD = "aten::convolution", "aten::convolution_backward"
 TAPS_BACKWARD = (
-    "_ConvolutionBackward"  # of training/taps.py: the library for the pictures, products for the filters
+    "_ConvolutionBackward"  # of compute/taps.py: the library for the pictures, products for the filters
 )
 COLOURS = 3
 SHOWN_SHARE = 0.005

@@ -25,9 +25,9 @@ from benchmarks.recipe_time import our_schedule, our_steps, training_seconds
 from benchmarks.result import Result, Spread
 from benchmarks.setting import recipe
 from cifarflow.allocator import keep_freed_memory
-from cifarflow.processor import usable_processors
-from cifarflow.training.hardware import plan_compute
-from cifarflow.training.processes import joined
+from cifarflow.compute.plan import plan_compute
+from cifarflow.compute.processes import joined
+from cifarflow.compute.processor import usable_processors
 
 GOAL = 0.9
 PROCESSES = 2

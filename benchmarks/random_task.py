@@ -4,12 +4,12 @@ import torch
 
 from benchmarks.no_checkpoints import NoCheckpoints
 from benchmarks.setting import PUBLISHED_TRAINING_PICTURES
+from cifarflow.compute.plan import plan_compute
 from cifarflow.config import Config
 from cifarflow.data.augment import Augmentation
 from cifarflow.data.batches import BatchPlan
 from cifarflow.data.packed import DatasetInfo
 from cifarflow.training.fit import Fit
-from cifarflow.training.hardware import plan_compute
 from cifarflow.training.task import Pictures, Task
 
 CLASSES = tuple("0123456789")

@@ -9,7 +9,7 @@ from importlib import metadata
 from itertools import groupby
 
 from benchmarks.result import Result
-from cifarflow.processor import bf16_units, usable_processors
+from cifarflow.compute.processor import bf16_units, usable_processors
 from cifarflow.provenance import processor_name
 
 VERSIONS = ("torch", "torchvision", "numpy", "mlflow", "onnxruntime")

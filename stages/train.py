@@ -5,10 +5,10 @@ import sys
 import start  # noqa: F401 - first: it says where cifarflow is
 
 from cifarflow import errors, files
+from cifarflow.compute.processes import joined
 from cifarflow.config import load_config
 from cifarflow.provenance import compute_tags, tracked_stage, train_key
 from cifarflow.training.checkpoint import Checkpoints
-from cifarflow.training.processes import joined
 from cifarflow.training.report import Recorder
 from cifarflow.training.task import Task
 from cifarflow.training.train import save_trained, train

@@ -36,11 +36,11 @@ from benchmarks.pairs import alternate, ratios, second_of_two
 from benchmarks.pictures import random_raw
 from benchmarks.result import Result, Spread
 from benchmarks.setting import PROJECT, recipe_on_cpu
+from cifarflow.compute.plan import plan_compute
 from cifarflow.config import Config, load_config
 from cifarflow.config.schema import AugmentConfig
 from cifarflow.data.packed import Split
 from cifarflow.errors import ConfigError
-from cifarflow.training.hardware import plan_compute
 from cifarflow.workspace import Workspace
 
 RESULT = Result(

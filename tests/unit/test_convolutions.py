@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifarflow.compute import taps, winograd
+from cifarflow.compute.convolutions import METHODS, OwnConvolutions, taps_pay, winograd_pays
+from cifarflow.compute.winograd import Tiling, Transforms
 from cifarflow.models import create_model
 from cifarflow.models.resnet import resnet18
 from cifarflow.models.speednet import speednet
-from cifarflow.training import taps, winograd
-from cifarflow.training.convolutions import METHODS, OwnConvolutions, taps_pay, winograd_pays
-from cifarflow.training.winograd import Tiling, Transforms
 
 ROUNDING = 2e-5  # of float32, relative to the largest value; measured: 3e-6 at most
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cifarflow import processor
+from cifarflow.compute import processor
 from cifarflow.evaluation import metrics
 from cifarflow.evaluation.evaluate import views_precision
 from cifarflow.evaluation.predict import Views, predict_logits, predict_views

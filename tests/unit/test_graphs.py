@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from cifarflow.compute.plan import plan_compute
 from cifarflow.errors import ConfigError, TrainingError
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
 from cifarflow.training.graphs import RecordedStep
-from cifarflow.training.hardware import plan_compute
 from cifarflow.training.watch import LossWatch, NotFiniteError
 from cifarflow.workspace import Workspace
 from tests.support.small import small_config, small_fit, small_workspace

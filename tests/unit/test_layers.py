@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import layers
 from benchmarks.layers import Cost
-from cifarflow.training.convolutions import OwnConvolutions
+from cifarflow.compute.convolutions import OwnConvolutions
 
 
 def test_operations_are_counted_and_all_time_has_an_owner() -> None:

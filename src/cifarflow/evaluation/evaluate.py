@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from cifarflow import processor
+from cifarflow.compute import processor
 from cifarflow.config.schema import EvaluateConfig
 from cifarflow.data.packed import Split
 from cifarflow.evaluation.predict import Views, predict_views

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from cifarflow.compute.plan import ComputePlan
+from cifarflow.compute.processes import Combination, Processes
 from cifarflow.data.batches import micro_batches
-from cifarflow.training.hardware import ComputePlan
 from cifarflow.training.losses import Loss
-from cifarflow.training.processes import Combination, Processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cifarflow.compute.plan import ComputePlan, plan_compute
+from cifarflow.compute.processes import Processes
 from cifarflow.config.schema import ModelConfig, TrainConfig
 from cifarflow.data.augment import Augmentation
 from cifarflow.data.batches import BatchPlan, micro_batches
@@ -13,8 +15,6 @@ from cifarflow.data.packed import DatasetInfo, read_dataset, read_split
 from cifarflow.errors import ConfigError
 from cifarflow.models import create_model
 from cifarflow.models.preprocess import Preprocess
-from cifarflow.training.hardware import ComputePlan, plan_compute
-from cifarflow.training.processes import Processes
 from cifarflow.workspace import Workspace
 
 WHITENING_PICTURES = 5000

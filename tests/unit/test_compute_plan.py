@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from cifarflow import processor
+from cifarflow.compute import choices, processor
+from cifarflow.compute.plan import ComputePlan, plan_compute
+from cifarflow.compute.processes import Processes
 from cifarflow.errors import ConfigError
-from cifarflow.training import hardware
-from cifarflow.training.hardware import ComputePlan, plan_compute
-from cifarflow.training.processes import Processes
 from tests.support.small import small_config
 
 
@@ -89,7 +88,7 @@ def test_processes_of_one_machine_share_its_threads(monkeypatch: pytest.MonkeyPa
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
+    monkeypatch.setattr(choices.shutil, "which", lambda name: None)
     assert not plan(compile="auto").compile
     with pytest.raises(ConfigError, match=r"train\.compile is true.*Install one, or use auto"):
         plan(compile=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from cifarflow.training import taps, winograd
-from cifarflow.training.winograd import Tiling
+from cifarflow.compute import taps, winograd
+from cifarflow.compute.winograd import Tiling
 
 PRODUCTS_SAVED = 100
 """Per number combined at the two ends, from which on Winograd's method pays: measured on layers of this project, on a

@@ -1,0 +1,1 @@
+"""How the arithmetic is done on the machine at hand; nothing here knows what is computed, or why."""

@@ -1,0 +1,129 @@
+"""Each `auto` of params.yaml resolved by what this machine is good at: the choice, and a reason that is printed."""
+
+import os
+import shutil
+
+import torch
+
+from cifarflow.compute import processor
+from cifarflow.compute.processes import Processes
+from cifarflow.config.schema import TrainConfig
+from cifarflow.errors import ConfigError
+
+CACHED_PIXELS = 128 * 32 * 32
+"""Of one micro-batch, so that its activations stay in a processor's cache."""
+COMPILERS = ("c++", "g++", "clang++")
+
+
+def choose_device(device: str) -> tuple[torch.device, str]:
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ConfigError(
+            "params.yaml: train.device is 'cuda', but torch sees no CUDA device here. Use auto or cpu."
+        )
+    if available and device != "cpu":
+        return torch.device("cuda"), f"cuda: there is a {torch.cuda.get_device_name()}"
+    return torch.device("cpu"), "cpu: as asked" if device == "cpu" else "cpu: torch sees no GPU"
+
+
+def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
+    if precision != "auto":
+        return precision, f"{precision}: as asked"
+    if device.type == "cuda":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (
+            ("bf16", "bf16: the GPU has units for it")
+            if supported
+            else ("fp32", "fp32: the GPU lacks bf16 units")
+        )
+    if units := processor.bf16_units():
+        return "bf16", f"bf16: the processor has {units[0]}"
+    return "fp32", f"fp32: the processor has no bf16 units ({', '.join(processor.BF16_UNITS)})"
+
+
+def choose_memory_format(memory_format: str) -> tuple[torch.memory_format, str]:
+    if memory_format == "contiguous":
+        return torch.contiguous_format, "contiguous: as asked"
+    asked = memory_format != "auto"
+    return torch.channels_last, "channels_last: " + (
+        "as asked" if asked else "convolutions are fastest on it"
+    )
+
+
+def choose_micro_batch(config: TrainConfig, device: torch.device, image_size: int) -> tuple[int, str]:
+    size = config.micro_batch_size
+    if size != "auto":
+        return size, f"micro-batches of {size}: as asked"
+    if device.type == "cuda":
+        return config.batch_size, f"micro-batches of {config.batch_size}: a GPU takes the whole batch at once"
+    size = min(config.batch_size, max(1, CACHED_PIXELS // image_size**2))
+    return size, f"micro-batches of {size}: their activations stay in the cache"
+
+
+def choose_threads(threads: int | str, processes: Processes) -> tuple[int, str]:
+    if isinstance(threads, int):
+        return threads, f"{threads} threads: as asked"
+    own = max(1, processor.usable_processors() // processes.local_count)
+    if processes.local_count > 1:  # torchrun has told torch to take one
+        return own, f"{own} threads: the share of each of {processes.local_count} processes"
+    chosen = min(own, torch.get_num_threads())
+    return chosen, f"{chosen} threads: the processors that this process may use"
+
+
+def choose_compile(compile: bool | str, device: torch.device) -> tuple[bool, str]:
+    if compile is False:
+        return False, "not compiled: as asked"
+    if compile == "auto":
+        # Measured on processors (docs/experiments.md); on a GPU compiling takes longer than the default trains.
+        return False, "not compiled: it paid on no machine that was measured"
+    if device.type == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, COMPILERS))):
+        raise ConfigError(
+            f"params.yaml: train.compile is true, but there is no C++ compiler here ({', '.join(COMPILERS)}, or the "
+            "environment variable CXX). Install one, or use auto."
+        )
+    return True, "compiled: as asked"
+
+
+def choose_graphs(graphs: bool | str, device: torch.device, processes: Processes) -> tuple[bool, str]:
+    obstacles = {f"on {device.type}": device.type != "cuda", "in several processes": processes.count > 1}
+    obstacle = next((where for where, is_there in obstacles.items() if is_there), None)
+    if graphs is True and obstacle:
+        raise ConfigError(
+            f"params.yaml: train.cuda_graphs is true, but there are none {obstacle}. Use auto or false."
+        )
+    if graphs != "auto":
+        return bool(graphs), "steps as CUDA graphs: as asked" if graphs else "no CUDA graphs: as asked"
+    if obstacle:
+        return False, f"no CUDA graphs: there are none {obstacle}"
+    return True, "steps as CUDA graphs: asking for kernels one by one takes longer than small ones run"
+
+
+def choose_convolution(
+    convolution: str, *, device: torch.device, precision: str, layout: torch.memory_format, compiles: bool
+) -> tuple[str, str]:
+    obstacles = {
+        f"on {device.type}": device.type != "cpu",
+        "in the contiguous memory format": layout != torch.channels_last,
+        "in a compiled step": compiles,
+    }
+    own = next((where for where, is_there in obstacles.items() if is_there), None)
+    winograd = own or (f"in {precision}" if precision != "fp32" else None)
+    obstacle = {"taps": own, "winograd": winograd}.get(convolution)
+    if obstacle:
+        fp32 = "fp32, " if convolution == "winograd" else ""
+        raise ConfigError(
+            f"params.yaml: train.convolution is {convolution!r}, which there is not {obstacle}: it is for a processor, "
+            f"{fp32}channels_last and a step that is not compiled. Use auto or direct."
+        )
+    if convolution != "auto":
+        return convolution, f"{convolution} convolutions: as asked"
+    if own:
+        return "direct", f"direct convolutions: there are no others {own}"
+    if not processor.capabilities().get("avx2"):
+        return "direct", "direct convolutions: others were measured on processors with AVX2 only"
+    if precision == "fp32":
+        return "winograd", "winograd convolutions of 3x3, where they pay: fewer products in fp32"
+    return (
+        "taps",
+        "taps convolutions of 3x3, where they pay: filter gradients without the padding of small maps",
+    )

@@ -1,0 +1,110 @@
+"""How the arithmetic of a training is done: a plan, with each `auto` of params.yaml resolved for this machine."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cifarflow.compute import choices
+from cifarflow.compute.convolutions import METHODS, OwnConvolutions
+from cifarflow.compute.processes import Processes
+from cifarflow.config.schema import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputePlan:
+    """How the arithmetic is done; `reasons` says for each choice why."""
+
+    device: torch.device
+    precision: str
+    memory_format: torch.memory_format
+    convolution: str
+    micro_batch_size: int
+    threads: int
+    compile: bool
+    cuda_graphs: bool
+    deterministic: bool
+    reasons: tuple[str, ...]
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
+
+    def convolutions(self) -> contextlib.AbstractContextManager[object]:
+        """Around a forward pass that is trained on."""
+        return OwnConvolutions(self.convolution) if self.convolution in METHODS else contextlib.nullcontext()
+
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """What a step calls in place of `model`, whose weights it shares."""
+        if not self.compile:
+            return model
+        # On a GPU each size of batch has code of its own: few sizes occur, and code for any is slower.
+        return torch.compile(model, dynamic=False if self.device.type == "cuda" else None)  # pyright: ignore[reportReturnType]
+
+    def take_effect(self) -> None:
+        """Make the settings of the whole process that go with the plan."""
+        torch.set_num_threads(self.threads)
+        # What stays in fp32 beside bf16 (Muon's products) can do with TF32, which has more bits of mantissa than bf16.
+        loose = self.device.type == "cuda" and self.precision == "bf16"
+        torch.set_float32_matmul_precision("high" if loose else "highest")
+        torch.use_deterministic_algorithms(self.deterministic)
+        if self.deterministic:
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # cuBLAS wants it before its first product
+
+    def describe(self) -> dict[str, str]:
+        """What decides the result beside the params, as plain text for keys, metrics and tags."""
+        layout = "channels_last" if self.memory_format == torch.channels_last else "contiguous"
+        return {
+            "device": self.device.type,
+            "precision": self.precision,
+            "memory_format": layout,
+            "convolution": self.convolution,
+            "micro_batch_size": str(self.micro_batch_size),
+            "compile": str(self.compile).lower(),
+        }
+
+
+def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes | None = None) -> ComputePlan:
+    """Resolve the `auto` choices for this machine and pictures of `image_size` pixels a side.
+
+    Raises ConfigError when `cuda` is asked for and there is none, compiling and there is no compiler, or a method of
+    convolution where it is not for.
+    """
+    device, device_reason = choices.choose_device(config.device)
+    precision, precision_reason = choices.choose_precision(config.precision, device)
+    layout, layout_reason = choices.choose_memory_format(config.memory_format)
+    micro_batch_size, micro_batch_reason = choices.choose_micro_batch(config, device, image_size)
+    threads, threads_reason = choices.choose_threads(config.threads, processes or Processes())
+    compiles, compile_reason = choices.choose_compile(config.compile, device)
+    graphs, graphs_reason = choices.choose_graphs(config.cuda_graphs, device, processes or Processes())
+    convolution, convolution_reason = choices.choose_convolution(
+        config.convolution, device=device, precision=precision, layout=layout, compiles=compiles
+    )
+    reasons = [
+        device_reason,
+        threads_reason,
+        precision_reason,
+        layout_reason,
+        convolution_reason,
+        micro_batch_reason,
+        compile_reason,
+        *([graphs_reason] if device.type == "cuda" else []),
+    ]
+    return ComputePlan(
+        device=device,
+        precision=precision,
+        memory_format=layout,
+        convolution=convolution,
+        micro_batch_size=micro_batch_size,
+        threads=threads,
+        compile=compiles,
+        cuda_graphs=graphs,
+        deterministic=config.deterministic,
+        reasons=(*reasons, *(["deterministic: as asked"] if config.deterministic else [])),
+    )
