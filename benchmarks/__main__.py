@@ -14,9 +14,8 @@ from pathlib import Path
 
 from benchmarks.report import Run, facts, page
 from benchmarks.result import Result
-from benchmarks.setting import PROJECT
+from benchmarks.setting import PROJECT, commit_text
 from cifarflow import files
-from cifarflow.provenance import git_state
 
 BENCHMARKS = (
     "recipe_time",
@@ -86,11 +85,6 @@ def take_result(lines: list[str]) -> Result | None:
             lines.remove(line)
             return Result.from_json(line)
     return None
-
-
-def commit_text() -> str:
-    commit, dirty = git_state(PROJECT)
-    return f"{commit[:12]}{', with changes that are not in it' if dirty else ''}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks import elsewhere
 from benchmarks.result import Result
 from cifarflow.allocator import keep_freed_memory
 from cifarflow.compute.processor import usable_processors
@@ -29,6 +30,7 @@ def run(
     )
     parser.add_argument("--quick", action="store_true", help=f"{quick_rounds} round(s) and less of each")
     parser.add_argument("--json", action="store_true", help="end with the result as a line of JSON")
+    add_keep(parser)
     arguments = parser.parse_args()
     keep_freed_memory()  # as stages/start.py does
     chosen = arguments.rounds or (quick_rounds if arguments.quick else rounds)
@@ -36,7 +38,22 @@ def run(
         f"{processor_name()}, {usable_processors()} processors, {chosen} round(s){', quick' * arguments.quick}"
     )
     result = measure(Effort(rounds=chosen, quick=arguments.quick))
+    tell(result, arguments)
+
+
+def add_keep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep",
+        choices=[row.name for row in elsewhere.ROWS],
+        help="keep the result for this row of docs/benchmarks.md, which is written on another machine",
+    )
+
+
+def tell(result: Result, arguments: argparse.Namespace) -> None:
+    """Say the result, and keep it where that is asked for."""
     print(result.sentence)
+    if arguments.keep:
+        print(f"kept in {elsewhere.keep(arguments.keep, result)}")
     if arguments.json:
         print(result.to_json())
 

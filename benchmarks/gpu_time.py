@@ -2,8 +2,8 @@
 
 Needs the pictures (`uv run dvc repro prepare`) and a clone of github.com/KellerJordan/cifar10-airbench:
 
-    uv run python -m benchmarks.gpu_time --script ../cifar10-airbench/airbench94_muon.py
-    uv run python -m benchmarks.gpu_time --recipe cifar96 --target 0.96 --runs 10 \\
+    uv run python -m benchmarks.gpu_time --script ../cifar10-airbench/airbench94_muon.py --keep gpu-94
+    uv run python -m benchmarks.gpu_time --recipe cifar96 --target 0.96 --runs 10 --keep gpu-96 \\
         --script ../cifar10-airbench/airbench96_faster.py
 
 A training is timed alike on both sides: first weights, steps and test-time augmentation. Not counted are a first
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.command import new_parser, positive
+from benchmarks.command import add_keep, new_parser, positive, tell
 from benchmarks.gpu_training import Trainer, recipe_on_gpu
 from benchmarks.published_script import Training, run_script
 from benchmarks.result import Result
@@ -42,11 +42,10 @@ def main() -> None:
     ours = [trainer.train(seed=seed) for seed in range(1, arguments.runs + 1)]
     print(f"ours: {described(ours)}", flush=True)
     record = run_script(arguments.script.resolve(), runs=arguments.runs)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.runs} trainings a side")
-    result = compare(ours, record, target=arguments.target, against=arguments.script.name)
-    print(result.sentence)
-    if arguments.json:
-        print(result.to_json())
+    machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    print(f"{machine}, {arguments.runs} trainings a side")
+    result = compare(ours, record, target=arguments.target, against=arguments.script.name, note=machine)
+    tell(result, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,10 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=positive, default=50, help="trainings a side, seeds 1 to RUNS")
     parser.add_argument("--compile", action="store_true", help="ours by torch.compile, as the record's")
     parser.add_argument("--json", action="store_true", help="end with the result as a line of JSON")
+    add_keep(parser)
     return parser
 
 
-def compare(ours: Sequence[Training], record: Sequence[Training], *, target: float, against: str) -> Result:
+def compare(
+    ours: Sequence[Training], record: Sequence[Training], *, target: float, against: str, note: str = ""
+) -> Result:
     """Mean time over mean time. Raises SystemExit when a side misses the target: its time is to something else."""
     for side, trainings in (("ours", ours), (against, record)):
         print(f"{side}: {described(trainings)}")
@@ -80,6 +82,7 @@ def compare(ours: Sequence[Training], record: Sequence[Training], *, target: flo
         low=min(single),
         high=max(single),
         rounds=len(ours),
+        note=note,
     )
 
 

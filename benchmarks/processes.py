@@ -62,6 +62,7 @@ def measure(effort: Effort) -> Result:
         low=efficiency.low,
         high=efficiency.high,
         rounds=effort.rounds,
+        note=f"2 x {torch.cuda.get_device_name()}, torch {torch.__version__}" if on_gpus() else "",
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from itertools import groupby
 
+from benchmarks import elsewhere
 from benchmarks.result import Result
 from cifarflow.compute.processor import bf16_units, usable_processors
 from cifarflow.provenance import processor_name
@@ -27,39 +28,6 @@ class Run:
     result: Result | None
 
 
-@dataclass(frozen=True, slots=True)
-class ByHand:
-    """A row for a machine that is not this one, with the command that measures it there."""
-
-    what: str
-    against: str
-    goal: str
-    command: str
-
-
-ON_A_GPU = (
-    ByHand(
-        "time to 94.0 % on a GPU, mean of 50 runs or more",
-        "airbench94_muon.py, the public record's own script, on the same GPU",
-        "<= 0.9",
-        "uv run python -m benchmarks.gpu_time --script ../cifar10-airbench/airbench94_muon.py",
-    ),
-    ByHand(
-        "time to 96.0 % on a GPU, mean of 10 runs or more",
-        "airbench96_faster.py on the same GPU",
-        "<= 0.9",
-        "uv run python -m benchmarks.gpu_time --script ../cifar10-airbench/airbench96_faster.py "
-        "--recipe cifar96 --target 0.96 --runs 10",
-    ),
-    ByHand(
-        "training by 2 GPUs, pictures a second",
-        "1 GPU, times 2",
-        ">= 0.9",
-        "uv run python -m benchmarks.processes",
-    ),
-)
-
-
 def page(runs: Sequence[Run], *, facts: Mapping[str, str], quick: bool) -> str:
     """The whole page: facts, one table, then each output."""
     parts = [
@@ -73,7 +41,8 @@ def page(runs: Sequence[Run], *, facts: Mapping[str, str], quick: bool) -> str:
             "not to be quoted.** Nothing is left out."
         )
     parts.append("\n".join(f"* {name}: {value}" for name, value in facts.items()))
-    parts.append("\n".join([HEAD, *map(run_row, runs), *map(by_hand_row, ON_A_GPU)]))
+    rows_of_elsewhere = (row_of_elsewhere(entry, elsewhere.kept(entry.name)) for entry in elsewhere.ROWS)
+    parts.append("\n".join([HEAD, *map(run_row, runs), *rows_of_elsewhere]))
     notes = [f"* {run.result.name}: {run.result.note}." for run in runs if run.result and run.result.note]
     if notes:
         parts.append("\n".join(notes))
@@ -86,13 +55,20 @@ def run_row(run: Run) -> str:
         reason = next(reversed([line for line in run.output.splitlines() if line.strip()]), "no output")
         return row(f"`{run.name}`", "", "", f"not measured: {reason}", "")
     found = run.result
-    return row(
-        found.name, found.against, found.goal_text, found.measured_text, "yes" if found.met else "**no**"
-    )
+    return row(found.name, found.against, found.goal_text, found.measured_text, verdict(found))
 
 
-def by_hand_row(entry: ByHand) -> str:
-    return row(entry.what, entry.against, entry.goal, f"not measured yet: `{entry.command}`", "")
+def row_of_elsewhere(entry: elsewhere.Row, one: elsewhere.Kept | None) -> str:
+    """A row of another machine: what was kept of it, or the command that measures it."""
+    if one is None:
+        return row(entry.what, entry.against, entry.goal, f"not measured yet: `{entry.command}`", "")
+    found = one.result
+    measured = f"{found.measured_text}; {found.note}; {one.date}, commit {one.commit}"
+    return row(found.name, found.against, found.goal_text, measured, verdict(found))
+
+
+def verdict(found: Result) -> str:
+    return "yes" if found.met else "**no**"
 
 
 def row(*cells: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cifarflow.config import Config, load_config
 from cifarflow.data.sources.cifar10 import VARIABLE
+from cifarflow.provenance import git_state
 
 PROJECT = Path(__file__).resolve().parents[1]
 PUBLISHED_TRAINING_PICTURES = 50_000
@@ -20,6 +21,12 @@ def recipe(name: str, **train: object) -> Config:
 def recipe_on_cpu(name: str) -> Config:
     """A recipe as it stands, on the processor even where there is a GPU: the figures are those of plain machines."""
     return recipe(name, device="cpu")
+
+
+def commit_text() -> str:
+    """Which code a figure is of."""
+    commit, dirty = git_state(PROJECT)
+    return f"{commit[:12]}{', with changes that are not in it' if dirty else ''}"
 
 
 def find_archive() -> Path | None:

@@ -22,6 +22,7 @@ from benchmarks import (
     augmentation,
     checkout,
     course_epoch,
+    elsewhere,
     memory,
     overhead,
     overhead_costs,
@@ -434,8 +435,9 @@ def test_the_page_has_a_row_for_each_result_and_for_each_that_is_missing() -> No
     assert rows[1] == "| a side | another | <= 0.5 | 0.4 (0.3 to 0.6, 3 rounds) | yes |"
     assert rows[2].endswith("| **no** |")
     assert rows[3] == "| `bad` |  |  | not measured: last \\| line |  |"
-    assert [entry.command in text for entry in report.ON_A_GPU] == [True] * len(report.ON_A_GPU)
-    assert text.count("not measured yet") == len(report.ON_A_GPU)
+    missing = [entry for entry in elsewhere.ROWS if elsewhere.kept(entry.name) is None]
+    assert [entry.command in text for entry in missing] == [True] * len(missing)
+    assert text.count("not measured yet") == len(missing)
     assert "* a side: of a test." in text
     assert "* before\n\n| a | table |\n|---|---|\n\n* after\n" in text, (
         "a table is one only with room around it"
@@ -443,6 +445,18 @@ def test_the_page_has_a_row_for_each_result_and_for_each_that_is_missing() -> No
     assert "````text\nfirst\n```\nlast | line\n````" in text, "an output with a fence needs a longer one"
     assert "--quick" not in text
     assert "--quick" in report.page(runs, facts={}, quick=True)
+
+
+def test_a_figure_of_another_machine_is_kept_for_the_page(tmp_path: Path) -> None:
+    entry = elsewhere.ROWS[0]
+    assert elsewhere.kept(entry.name, folder=tmp_path) is None
+    assert f"not measured yet: `{entry.command}`" in report.row_of_elsewhere(entry, None)
+    found = replace(RESULT, note="a GPU of a test's")
+    elsewhere.keep(entry.name, found, folder=tmp_path)
+    one = elsewhere.kept(entry.name, folder=tmp_path)
+    assert one is not None and one.result == found
+    row = report.row_of_elsewhere(entry, one)
+    assert "0.4 (0.3 to 0.6, 3 rounds); a GPU of a test's; 20" in row and row.endswith("| yes |")
 
 
 def test_facts_name_machine_and_versions() -> None:
