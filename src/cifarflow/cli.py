@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    predict = add("predict", _predict, "name what is on pictures, with the exported model", PREDICT_EXAMPLES)
+    predict = add("predict", _predict, "classify pictures with the exported model", PREDICT_EXAMPLES)
     predict.add_argument(
         "pictures", nargs="+", type=Path, metavar="PICTURE", help="a picture, or a folder of pictures"
     )

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cifarflow.data.packed import read_split
-from cifarflow.errors import MissingInputError, TrainingError
+from cifarflow.errors import ConfigError, MissingInputError, TrainingError
 from cifarflow.models import create_model
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
@@ -228,3 +229,34 @@ def test_a_step_trains_on_the_hardest_of_its_batch_and_no_others(
 def test_missing_data_names_the_stage_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="uv run dvc repro prepare"):
         small_task(Workspace.at(tmp_path, {}), small_config())
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "remedy"),
+    [
+        ("tudui", 40, "Set train.resolution to []"),
+        ("vgg16", 40, "Set train.resolution to []"),
+        ("vgg16", 16, "image_size"),
+    ],
+)
+def test_a_network_that_takes_no_pictures_of_a_size_says_so_before_training(
+    tmp_path: Path, name: str, image_size: int, remedy: str
+) -> None:
+    config = small_config(
+        data__shapes__image_size=image_size,
+        model__name=name,
+        train__resolution=[{"until": 0.5, "pixels": 16}],
+    )
+    task = small_task(small_workspace(tmp_path, config), config)
+    with pytest.raises(ConfigError, match=rf"{name!r}.* no pictures of 16 px, .*{re.escape(remedy)}"):
+        task.new_model(config.model, seed=1)
+
+
+def test_looking_at_the_sizes_changes_no_weight(workspace: Workspace) -> None:
+    small, full = (
+        small_task(workspace, small_config(train__resolution=stages)).new_model(small_config().model, seed=1)
+        for stages in ([{"until": 0.5, "pixels": 16}], [])
+    )
+    assert small.training and full.training
+    assert_equal_weights(small.state_dict(), full.state_dict())
+    assert all(not tensor.any() for name, tensor in full.state_dict().items() if name.endswith("tracked"))

@@ -110,7 +110,10 @@ class Task:
         return self._preprocess[pixels]
 
     def new_model(self, config: ModelConfig, *, seed: int) -> nn.Module:
-        """Fresh weights that depend on the seed alone (and, where the network whitens its input, on the pictures)."""
+        """Fresh weights that depend on the seed alone (and, where the network whitens its input, on the pictures).
+
+        Raises ConfigError when the network cannot take pictures of a size that it would meet.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = create_model(
@@ -124,7 +127,26 @@ class Task:
             model.init_whiten(
                 self.preprocess(self.dataset.image_size)(self.train.images[:WHITENING_PICTURES])
             )
+        self._check_sizes(model, config.name)
         return model
+
+    @torch.no_grad()
+    def _check_sizes(self, model: nn.Module, name: str) -> None:
+        """A picture of each size goes through now, not after the hour that comes before the first of its size."""
+        full = self.dataset.image_size
+        model.eval()
+        for pixels in sorted({full, *(min(stage.pixels, full) for stage in self.config.resolution)}):
+            try:
+                model(self.preprocess(pixels)(self.train.images[:1]))
+            except RuntimeError as error:
+                asked, remedy = ("the data has", "Take larger ones (`image_size` of the data's section)")
+                if pixels < full:
+                    asked, remedy = ("train.resolution asks for", "Set train.resolution to []")
+                raise ConfigError(
+                    f"params.yaml: model.name is {name!r}, but that network takes no pictures of {pixels} px, which "
+                    f"{asked} ({str(error).splitlines()[0]}). {remedy}, or choose another network."
+                ) from None
+        model.train()
 
 
 def _check_share(
