@@ -22,6 +22,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 
 class CifarflowError(Exception):
@@ -90,6 +91,15 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 def printable(text: str) -> str:
     """`text` as one line that no terminal obeys: line breaks, colours and invisible characters are spelt out."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def without_secrets(url: str) -> str:
+    """The address as it may be shown: no user, password or query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"{url.partition(':')[0]}://..."
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def run(main: Callable[[], int | None]) -> int:

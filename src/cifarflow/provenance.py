@@ -13,6 +13,7 @@ from typing import Any
 from cifarflow import files
 from cifarflow.config import Config, read_yaml
 from cifarflow.data.packed import DatasetInfo
+from cifarflow.errors import without_secrets
 from cifarflow.tracking.identity import EXPERIMENT_TAG, DatasetRecord, PipelineState, RunIdentity
 from cifarflow.tracking.mlflow_tracker import without_password
 from cifarflow.tracking.tracker import Tracker, open_tracker
@@ -57,9 +58,13 @@ def pipeline_state(
 
 
 def _public(params: dict[str, Any]) -> dict[str, Any]:
-    """The params as others may see them: an address may hold a password."""
-    uri = params["tracking.mlflow.uri"]
-    return {**params, "tracking.mlflow.uri": uri and without_password(uri)}
+    """The params as others may see them: an address may hold a password, or a key in its query."""
+    uri, urls = params["tracking.mlflow.uri"], params["data.cifar10.urls"]
+    return {
+        **params,
+        "tracking.mlflow.uri": uri and without_password(uri),
+        "data.cifar10.urls": [without_secrets(url) for url in urls],
+    }
 
 
 def train_key(
@@ -123,8 +128,8 @@ def machine_tags() -> dict[str, str]:
 
 
 def code_tags(workspace: Workspace, environ: Mapping[str, str]) -> dict[str, str]:
-    """The commit of the code, and the experiment that it is tried in."""
-    commit, dirty = git_state(workspace.home)
+    """The commit of the code that runs, and the experiment that it is tried in."""
+    commit, dirty = git_state(workspace.root)
     tags = {"git.commit": commit, "git.dirty": str(dirty).lower()}
     if experiment := environ.get("DVC_EXP_NAME"):
         tags[EXPERIMENT_TAG] = experiment

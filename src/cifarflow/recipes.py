@@ -19,7 +19,7 @@ class Replacement:
     changes: tuple[str, ...] | None
     """A line for each value that is another now; None where the old file could not be read."""
     saved: Path | None
-    """Where the old params.yaml went; None when nothing was replaced."""
+    """Where the old params.yaml went; None when there was none, or none that a recipe does not bring back."""
 
 
 def recipe_folder(workspace: Workspace) -> Path:
@@ -41,6 +41,8 @@ def describe_recipes(workspace: Workspace) -> dict[str, str]:
 def put_in_place(name: str, workspace: Workspace) -> Replacement:
     """Make params.yaml the recipe `name`; the old file is kept first, and equal values leave it as it is.
 
+    An old file that is a recipe to the byte is not kept: it would take the place of one with a person's own values.
+
     A params.yaml that cannot be used is replaced too: this is the way out of it.
     Raises UnknownNameError, or ConfigError when the recipe itself has faults.
     """
@@ -52,7 +54,7 @@ def put_in_place(name: str, workspace: Workspace) -> Replacement:
     present = _present_values(workspace.params)
     if present == wanted:
         return Replacement(changes=(), saved=None)
-    saved = _keep(workspace.params, workspace.state / "params.previous.yaml")
+    saved = _keep(workspace.params, workspace.state / "params.previous.yaml", recipes=source.parent)
     files.write_bytes(workspace.params, source.read_bytes())
     return Replacement(changes=None if present is None else tuple(_changes(present, wanted)), saved=saved)
 
@@ -72,10 +74,13 @@ def _present_values(params: Path) -> dict[str, Any] | None:
         return None
 
 
-def _keep(params: Path, target: Path) -> Path | None:
+def _keep(params: Path, target: Path, *, recipes: Path) -> Path | None:
     if not params.is_file():
         return None
-    files.write_bytes(target, params.read_bytes())
+    content = params.read_bytes()
+    if any(recipe.read_bytes() == content for recipe in recipes.glob("*.yaml")):
+        return None
+    files.write_bytes(target, content)
     return target
 
 

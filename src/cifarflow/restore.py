@@ -15,10 +15,11 @@ from cifarflow.errors import TrackingError
 from cifarflow.provenance import compute_tags, pipeline_state
 from cifarflow.tracking.identity import PipelineState
 from cifarflow.tracking.journal import journal_of
-from cifarflow.tracking.tracker import Tracker, open_tracker
+from cifarflow.tracking.tracker import Tracker, has_writer, open_tracker
 from cifarflow.workspace import Workspace
 
 RESTORED_TAG = "cifarflow.restored"
+PLOTS = (".csv", ".png")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,9 @@ class Restored:
 
 
 def restore_records(config: Config, workspace: Workspace) -> Restored:
-    """Write the journal of each stage whose results are here and that no journal tells of.
+    """Write the journal of each stage whose results are here and that no journal tells of to the end.
+
+    A stage that was killed here and ended on another machine has a journal that breaks off: it is completed.
 
     The records say what metrics/train.json says of the machine that did the work, not what this machine is. A stage
     that DVC would run again is left out: its files belong to other params or other code. Raises TrackingError.
@@ -46,7 +49,8 @@ def restore_records(config: Config, workspace: Workspace) -> Restored:
     }
     restored = []
     for stage, (metrics, report) in reports.items():
-        known = journal_of(workspace, stage, state.identity.stage_keys[stage]).events()
+        journal = journal_of(workspace, stage, state.identity.stage_keys[stage])
+        known = journal.is_finished or has_writer(journal)
         if not known and stage not in outdated and workspace.metrics(metrics).is_file():
             with open_tracker(stage, state, tracking=config.tracking, workspace=workspace) as tracker:
                 report(workspace, tracker)
@@ -106,8 +110,8 @@ def _report_metrics(workspace: Workspace, tracker: Tracker, *, name: str, prefix
 
 def _report_evaluation(workspace: Workspace, tracker: Tracker) -> None:
     _report_metrics(workspace, tracker, name="evaluation", prefix="test_")
-    for plot in sorted(workspace.plots.iterdir()):
-        if plot != workspace.history:
+    for plot in sorted(workspace.plots.iterdir()):  # a kill may have left the beginning of one, as a .part
+        if plot.is_file() and plot.suffix in PLOTS and plot != workspace.history:
             tracker.artifact(plot, folder="plots")
 
 

@@ -26,6 +26,11 @@ class Workspace:
         """The workspace of the current folder, as every stage script is started in it."""
         return cls.at(Path.cwd(), os.environ)
 
+    @property
+    def is_temporary(self) -> bool:
+        """Whether this is the checkout of a `dvc exp run --temp`, which has what Git holds and nothing else."""
+        return self.root != self.home
+
     # Inputs that the user writes.
     @property
     def params(self) -> Path:
@@ -37,8 +42,11 @@ class Workspace:
 
     @property
     def images(self) -> Path:
-        """Own pictures. Git does not hold them, so a `--temp` checkout lacks them: they are read at home."""
-        return self.home / "data" / "images"
+        """Own pictures. Git does not hold them: a temporary checkout has them by `dvc exp run --temp -C data/images`.
+
+        So an experiment trains on what DVC takes for its input; those at home may have changed meanwhile.
+        """
+        return self.root / "data" / "images"
 
     # Outputs of the stages, in the order in which data flows.
     @property

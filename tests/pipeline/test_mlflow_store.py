@@ -61,6 +61,17 @@ def test_everything_that_a_stage_reports_arrives(workspace: Workspace) -> None:
     )
 
 
+def test_classes_whose_names_mlflow_refuses_have_their_metrics_all_the_same(workspace: Workspace) -> None:
+    values = {
+        f"test_per_class.{name}.recall": number for number, name in enumerate(["a & b", "a + b", "\u732b"])
+    }
+    evaluate(workspace, identity(), metrics={**values, "x" * 300: 9.0})
+    run = Store.of(workspace).run()
+    assert run.info.status == "FINISHED"
+    assert sorted(run.data.metrics.values()) == [0.0, 0.94, 1.0, 2.0, 9.0]
+    assert run.data.metrics["test_per_class.\u732b.recall"] == 2.0
+
+
 def test_the_stages_of_one_state_share_one_run(workspace: Workspace, onnx_file: Path) -> None:
     train(workspace, identity())
     evaluate(workspace, identity())

@@ -77,14 +77,20 @@ def train(
     return longest
 
 
-def evaluate(workspace: Workspace, key: RunIdentity, *, params: dict[str, Any] | None = None) -> None:
+def evaluate(
+    workspace: Workspace,
+    key: RunIdentity,
+    *,
+    params: dict[str, Any] | None = None,
+    metrics: dict[str, float] | None = None,
+) -> None:
     with open_tracker(
         "evaluate",
         PipelineState(identity=key, params={**PARAMS, **(params or {})}, tags={"device": "cpu"}),
         tracking=tracking(),
         workspace=workspace,
     ) as tracker:
-        tracker.metrics({"test_accuracy": 0.94}, step=0)
+        tracker.metrics({"test_accuracy": 0.94, **(metrics or {})}, step=0)
 
 
 def export(

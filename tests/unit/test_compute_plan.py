@@ -58,7 +58,7 @@ def test_what_is_asked_for_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image_size", "batch_size", "size"), [(32, 1000, 128), (64, 1000, 32), (512, 1000, 1), (32, 64, 64)]
+    ("image_size", "batch_size", "size"), [(32, 1000, 128), (64, 1000, 32), (512, 1000, 2), (32, 64, 64)]
 )
 def test_a_micro_batch_fits_the_cache(image_size: int, batch_size: int, size: int) -> None:
     chosen = plan(image_size=image_size, batch_size=batch_size, micro_batch_size="auto")

@@ -46,6 +46,12 @@ def test_every_fault_is_named_at_once(tmp_path: Path, text: str) -> None:
     assert "train.augment.flip: got 3 (int)" in message
 
 
+def test_a_key_in_capitals_is_named_as_any_other(tmp_path: Path, text: str) -> None:
+    message = refusal(tmp_path, replaced(replaced(text, "seed: 1 ", "Seed: 1 "), "  epochs: ", "  Epochs: "))
+    assert "Seed: unknown key. Did you mean 'seed'?" in message
+    assert "train.Epochs: unknown key. Did you mean 'epochs'?" in message
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

@@ -164,3 +164,16 @@ def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
     report(tmp_path / "b")
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("classes", [("$$", "$_$", "\u732b"), tuple(str(number) for number in range(300))])
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # of a machine without a Chinese font
+def test_figures_take_any_names_of_classes_and_many(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    count = len(classes)
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(count, count, generator=generator), torch.arange(count)
+    images = np.zeros((count, 8, 8, 3), dtype=np.uint8)
+    result = Evaluated(images=images, labels=labels, logits=logits, averaged_logits=logits, classes=classes)
+    write_report(result, tmp_path)
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) <= 4400

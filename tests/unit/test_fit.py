@@ -4,15 +4,19 @@ import functools
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from cifarflow.data.packed import read_split
 from cifarflow.errors import ConfigError, MissingInputError, TrainingError
 from cifarflow.models import create_model
+from cifarflow.models.speednet import SpeedNet
+from cifarflow.training import task as task_module
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
 from cifarflow.training.interrupts import TrainingInterrupted
@@ -232,24 +236,61 @@ def test_missing_data_names_the_stage_that_makes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "image_size", "remedy"),
+    ("image_size", "changes", "what", "remedy"),
     [
-        ("tudui", 40, "Set train.resolution to []"),
-        ("vgg16", 40, "Set train.resolution to []"),
-        ("vgg16", 16, "image_size"),
+        (40, {"model__name": "tudui"}, "25 pictures of 16 px", "how large they are by train.resolution"),
+        (40, {"model__name": "vgg16"}, "25 pictures of 16 px", "how large they are by train.resolution"),
+        (16, {"model__name": "vgg16"}, "25 pictures of 16 px", "how large they are by the data"),
+        (16, {"train__micro_batch_size": 1}, "one picture of 16 px", "train.micro_batch_size"),
     ],
+    ids=["tudui", "vgg16", "vgg16 on small data", "one picture"],
 )
-def test_a_network_that_takes_no_pictures_of_a_size_says_so_before_training(
-    tmp_path: Path, name: str, image_size: int, remedy: str
+def test_what_a_network_cannot_train_on_is_said_before_training(
+    tmp_path: Path, image_size: int, changes: dict[str, object], what: str, remedy: str
 ) -> None:
     config = small_config(
-        data__shapes__image_size=image_size,
-        model__name=name,
-        train__resolution=[{"until": 0.5, "pixels": 16}],
+        data__shapes__image_size=image_size, train__resolution=[{"until": 0.5, "pixels": 16}], **changes
     )
     task = small_task(small_workspace(tmp_path, config), config)
-    with pytest.raises(ConfigError, match=rf"{name!r}.* no pictures of 16 px, .*{re.escape(remedy)}"):
+    with pytest.raises(ConfigError, match=rf"cannot train on {what} at once .*{re.escape(remedy)}"):
         task.new_model(config.model, seed=1)
+
+
+def test_large_pictures_whiten_by_fewer_of_them(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(SpeedNet, "init_whiten", lambda _, images: taken.append(len(images)))
+    for pixels in (3 * 16 * 16, 1):
+        monkeypatch.setattr(task_module, "WHITENING_PIXELS", pixels)
+        small_task(workspace, small_config()).new_model(small_config().model, seed=1)
+    assert taken == [3, 1]
+
+
+def with_dropout(workspace: Workspace, folder: Path, *, seed: int = 1) -> Fit:
+    """A run of a network that draws at random, in a process whose generator was used before."""
+    config = small_config(train__optimizer__name="sgd", seed=seed)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+    torch.seed()
+    return Fit.start(small_task(workspace, config), model, checkpoints=fresh(folder), on_epoch=lambda _: None)
+
+
+def test_dropout_draws_the_same_after_a_stop(workspace: Workspace, tmp_path: Path) -> None:
+    straight, other = with_dropout(workspace, tmp_path / "a"), with_dropout(workspace, tmp_path / "b", seed=2)
+    for fit in (straight, other):
+        assert fit.step.draws
+        fit.run()
+    assert not torch.equal(straight.state.model[1].weight, other.state.model[1].weight)  # pyright: ignore
+    stopped = with_dropout(workspace, tmp_path / "c")
+    checkpoints = SignalAt(folder=tmp_path / "c", interval_seconds=1e9)
+    checkpoints.steps_left = 3
+    with pytest.raises(TrainingInterrupted):
+        replace(stopped, checkpoints=checkpoints).run()
+    resumed = with_dropout(workspace, tmp_path / "c")
+    assert resumed.state.step == 4
+    resumed.run()
+    assert_equal_weights(weights(straight), weights(resumed))
 
 
 def test_looking_at_the_sizes_changes_no_weight(workspace: Workspace) -> None:

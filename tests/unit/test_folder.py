@@ -32,10 +32,10 @@ def paint_all(images: Path, *folders: str, count: int = 4) -> None:
             paint(images / name / f"{index}.png", 100 * number + index)
 
 
-def fetch(root: Path) -> str:
+def fetch(root: Path, environ: dict[str, str] | None = None) -> str:
     return folder.fetch(
         FetchContext(
-            workspace=Workspace.at(root, {}),
+            workspace=Workspace.at(root, environ or {}),
             environ={},
             progress=plain_lines,
             cifar10=Cifar10Config(urls=("http://127.0.0.1:9",)),
@@ -276,3 +276,15 @@ def test_photographs_of_ants_and_bees(images: Path, tmp_path: Path) -> None:
         "validation": {"ants": 25, "bees": 25},
         "test": {"ants": 15, "bees": 15},
     }
+
+
+def test_an_experiments_checkout_without_pictures_says_how_to_bring_them(tmp_path: Path) -> None:
+    """Those at home are not what DVC takes for its input: it would give an earlier experiment's result."""
+    paint_all(tmp_path / "home" / "data" / "images", "ant", "bee")
+    (tmp_path / "temporary" / "data" / "images").mkdir(parents=True)
+    (tmp_path / "temporary" / "data" / "images" / ".gitkeep").touch()
+    environ = {"DVC_ROOT": str(tmp_path / "home")}
+    with pytest.raises(DataIntegrityError, match="dvc exp run --temp -C data/images"):
+        fetch(tmp_path / "temporary", environ)
+    paint_all(tmp_path / "temporary" / "data" / "images", "ant", "bee")
+    assert "8 pictures of 2 classes" in fetch(tmp_path / "temporary", environ)

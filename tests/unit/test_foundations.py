@@ -134,7 +134,7 @@ def test_what_must_outlive_a_stage_lies_at_dvc_root(tmp_path: Path) -> None:
         workspace.checkpoints("key"),
         workspace.journals,
         workspace.mlflow_database,
-        workspace.images,
     ):
         assert path.is_relative_to(tmp_path / "home")
-    assert Workspace.at(tmp_path, {}).home == tmp_path
+    assert workspace.is_temporary
+    assert Workspace.at(tmp_path, {}).home == tmp_path and not Workspace.at(tmp_path, {}).is_temporary

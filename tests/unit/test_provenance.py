@@ -85,6 +85,17 @@ def test_a_state_is_the_keys_of_all_stages(workspace: Workspace) -> None:
     assert first.state_key != other.state_key
 
 
+def test_an_experiment_is_of_the_commit_that_it_was_made_from(tmp_path: Path) -> None:
+    """A queued one may run after its repository has gone on."""
+    for name in ("home", "temporary"):
+        (tmp_path / name).mkdir()
+        git = ["git", "-C", str(tmp_path / name), "-c", "user.name=test", "-c", "user.email=test@localhost"]
+        subprocess.run([*git, "init", "-q"], check=True)
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", name], check=True)
+    workspace = Workspace.at(tmp_path / "temporary", {"DVC_ROOT": str(tmp_path / "home")})
+    assert code_tags(workspace, {})["git.commit"] == git_state(tmp_path / "temporary")[0]
+
+
 def test_tags_tell_of_code_and_machine(workspace: Workspace) -> None:
     tags = {**code_tags(workspace, {"DVC_EXP_NAME": "colder"}), **machine_tags()}
     assert tags["dvc.experiment"] == "colder"
@@ -94,7 +105,10 @@ def test_tags_tell_of_code_and_machine(workspace: Workspace) -> None:
 
 
 def test_a_password_in_the_servers_address_is_not_recorded(workspace: Workspace) -> None:
-    config = small_config(tracking__mlflow__uri="https://me:secret@tracking.example/mlflow")
+    config = small_config(
+        tracking__mlflow__uri="https://me:secret@with@tracking.example/mlflow",
+        data__cifar10__urls=["https://me:secret@mirror.example/cifar.tar.gz?key=secret"],
+    )
     dataset = DatasetInfo(
         source="shapes",
         classes=("a", "b"),
@@ -107,6 +121,7 @@ def test_a_password_in_the_servers_address_is_not_recorded(workspace: Workspace)
     )
     state = pipeline_state(config, workspace, run_key="k", dataset=dataset, tags={})
     assert state.params["tracking.mlflow.uri"] == "https://tracking.example/mlflow"
+    assert state.params["data.cifar10.urls"] == ["https://mirror.example/cifar.tar.gz"]
     assert "secret" not in str(state)
     assert state.params["train.epochs"] == config.train.epochs
 

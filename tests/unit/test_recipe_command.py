@@ -40,7 +40,8 @@ def test_the_list_has_each_recipe_and_its_first_line(
 def test_a_recipe_replaces_params_shows_the_changes_and_keeps_the_old_file(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = (project / "params.yaml").read_bytes()
+    old = (project / "params.yaml").read_bytes() + b"# my note\n"
+    (project / "params.yaml").write_bytes(old)
     assert cli.main(["recipe", "quick"]) == 0
     assert (project / "params.yaml").read_bytes() == (project / "recipes" / "quick.yaml").read_bytes()
     assert (project / ".cifarflow" / "params.previous.yaml").read_bytes() == old
@@ -49,6 +50,15 @@ def test_a_recipe_replaces_params_shows_the_changes_and_keeps_the_old_file(
     assert re.fullmatch(r"train\.epochs: [\d.]+ -> 777", lines[1])
     assert str(Path(".cifarflow/params.previous.yaml")) in lines[2]
     assert "uv run dvc repro" in lines[3]
+
+
+def test_trying_one_recipe_after_another_keeps_the_values_that_a_person_wrote(project: Path) -> None:
+    params = project / "params.yaml"
+    mine = params.read_bytes() + b"# my note\n"
+    params.write_bytes(mine)
+    for name in ("quick", "cifar94"):
+        assert cli.main(["recipe", name]) == 0
+    assert (project / ".cifarflow" / "params.previous.yaml").read_bytes() == mine
 
 
 def test_equal_values_leave_the_file_and_its_comments_alone(

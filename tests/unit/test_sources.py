@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import random
+import shutil
 import tarfile
 import threading
 import time
@@ -123,7 +124,7 @@ def test_next_address_when_one_fails_and_nothing_is_left_over(
     urls = tuple(f"{address}/{name}" for name in ("lost.tar.gz", "other.tar.gz", "cifar.tar.gz"))
     assert "cifar.tar.gz" in cifar10.fetch(context(tmp_path, urls=urls))
     assert fetched(tmp_path) == SMALL
-    assert [path.name for path in (tmp_path / ".cifarflow/downloads").iterdir()] == ["lock"]
+    assert {path.name for path in (tmp_path / ".cifarflow/downloads").iterdir()} == {"lock", cifar10.ARCHIVE}
 
 
 def test_complete_files_are_not_fetched_again(archive: Path, tmp_path: Path) -> None:
@@ -293,3 +294,26 @@ def test_figure_is_drawn_inside_its_circle_and_not_all_over_it(name: str) -> Non
     inside = shapes.FIGURES[name](columns, rows) < 0
     assert not inside[np.hypot(rows, columns) > 1.25].any()
     assert 0.08 < inside.mean() < 0.4
+
+
+def test_what_was_downloaded_once_is_not_downloaded_again(
+    address: str, archive: Path, tmp_path: Path
+) -> None:
+    """DVC empties the raw folder and runs the stage again when own pictures come into data/images."""
+    urls = (f"{address}/cifar.tar.gz",)
+    cifar10.fetch(context(tmp_path, urls=urls))
+    archive.unlink()  # the server has it no longer
+    shutil.rmtree(tmp_path / "data/raw")
+    assert "downloaded before" in cifar10.fetch(context(tmp_path, urls=urls))
+    assert fetched(tmp_path) == SMALL
+
+
+def test_a_kept_archive_that_is_broken_is_downloaded_anew(
+    address: str, archive: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / ".cifarflow" / "downloads" / cifar10.ARCHIVE
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(archive.read_bytes()[:100])
+    assert "127.0.0.1" in cifar10.fetch(context(tmp_path, urls=(f"{address}/cifar.tar.gz",)))
+    assert fetched(tmp_path) == SMALL
+    assert kept.read_bytes() == archive.read_bytes()

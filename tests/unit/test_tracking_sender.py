@@ -48,7 +48,7 @@ def test_a_store_that_fails_is_named_in_one_warning_and_tried_again(
         assert recovered.wait(5)
         assert sender.close(timeout_seconds=5)
     assert [record.message for record in caplog.records] == [
-        "MLflow at http://x cannot be reached (ConnectionError: refused). "
+        "MLflow at http://x cannot be reached, or refuses (ConnectionError: refused). "
         "The stage goes on; its journal keeps everything."
     ]
 

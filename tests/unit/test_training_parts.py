@@ -214,7 +214,7 @@ def test_alternating_flip_shows_both_sides_in_two_epochs() -> None:
     assert torch.equal(augmented(images, flip="alternating", epoch=2, step=9), even)
 
 
-@pytest.mark.parametrize("reach", [0, 1, 3])
+@pytest.mark.parametrize("reach", [0, 1, 3, 9, 20])
 def test_processor_and_gpu_move_pixels_in_the_same_way(reach: int) -> None:
     images, indices = pictures(40), torch.randperm(40)[:25]
     rows, columns = torch.randint(-reach, reach + 1, (2, 25))

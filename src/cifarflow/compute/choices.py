@@ -10,9 +10,10 @@ from cifarflow.compute.processes import Processes
 from cifarflow.config.schema import TrainConfig
 from cifarflow.errors import ConfigError
 
-CACHED_PIXELS = 128 * 32 * 32
-"""Of one micro-batch, so that its activations stay in a processor's cache."""
 COMPILERS = ("c++", "g++", "clang++")
+LEAST_MICRO_BATCH = (
+    2  # batch normalisation learns nothing from one picture, and refuses it where a map is one pixel
+)
 
 
 def choose_device(device: str) -> tuple[torch.device, str]:
@@ -56,7 +57,7 @@ def choose_micro_batch(config: TrainConfig, device: torch.device, image_size: in
         return size, f"micro-batches of {size}: as asked"
     if device.type == "cuda":
         return config.batch_size, f"micro-batches of {config.batch_size}: a GPU takes the whole batch at once"
-    size = min(config.batch_size, max(1, CACHED_PIXELS // image_size**2))
+    size = min(config.batch_size, max(LEAST_MICRO_BATCH, processor.pictures_at_once(image_size)))
     return size, f"micro-batches of {size}: their activations stay in the cache"
 
 

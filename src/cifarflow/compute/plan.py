@@ -51,6 +51,9 @@ class ComputePlan:
         # What stays in fp32 beside bf16 (Muon's products) can do with TF32, which has more bits of mantissa than bf16.
         loose = self.device.type == "cuda" and self.precision == "bf16"
         torch.set_float32_matmul_precision("high" if loose else "highest")
+        torch.backends.cudnn.allow_tf32 = (
+            loose  # convolutions have a switch of their own, which is on by default
+        )
         torch.use_deterministic_algorithms(self.deterministic)
         if self.deterministic:
             os.environ.setdefault(

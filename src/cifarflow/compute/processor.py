@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 BF16_UNITS = ("amx_bf16", "avx512_bf16")
+CACHED_PIXELS = 128 * 32 * 32
+"""Of the pictures in one forward pass, so that its activations stay in the cache; larger ones also want less memory."""
+
+
+def pictures_at_once(image_size: int) -> int:
+    """How many pictures of `image_size` pixels a side a forward pass takes at best, 1 or more."""
+    return max(1, CACHED_PIXELS // image_size**2)
 
 
 def usable_processors() -> int:

@@ -87,7 +87,7 @@ def _forbidden(text: str) -> Iterator[str]:
 
 def _describe(fault: Any) -> str:
     """One line for one pydantic fault."""
-    location = [part for part in fault["loc"] if not (isinstance(part, str) and part[:1].isupper())]
+    location = fault["loc"]
     key = ".".join(str(part) for part in location) or "(whole file)"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])

@@ -31,7 +31,9 @@ class Augmentation:
     _first_side: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        fits = 2 * self.images.numel() <= WINDOWS_LIMIT_BYTES
+        count, height, width, channels = self.images.shape
+        around = 2 * self.translate_pixels
+        fits = 2 * count * (height + around) * (width + around) * channels <= WINDOWS_LIMIT_BYTES
         on_cpu = self.images.device.type == "cpu"
         self._windows = all_windows(self.images.numpy(), self.translate_pixels) if on_cpu and fits else None
         first_side = torch.randint(2, (len(self.images),), generator=generator("flip", self.seed))
@@ -84,8 +86,9 @@ def gather(images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, mirro
 
 def _positions(size: int, shift: Tensor) -> Tensor:
     """int64 `[B, size]`: where each row or column comes from."""
-    position = (torch.arange(size, device=shift.device) + shift.unsqueeze(1)).abs()
-    return torch.where(position < size, position, 2 * (size - 1) - position)
+    there_and_back = 2 * (size - 1)
+    position = (torch.arange(size, device=shift.device) + shift.unsqueeze(1)) % there_and_back
+    return torch.where(position < size, position, there_and_back - position)
 
 
 def all_windows(images: np.ndarray, reach: int) -> np.ndarray:

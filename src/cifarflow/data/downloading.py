@@ -11,6 +11,7 @@ import urllib3.exceptions
 
 from cifarflow import files
 from cifarflow.data.progress import Progress
+from cifarflow.errors import without_secrets
 
 CHUNK_BYTES = 1 << 16
 MAX_BYTES = 512 << 20
@@ -61,6 +62,11 @@ class PartFile:
         files.write_json(self.mark, {"url": url, "version": version})
         self.path.touch()
 
+    def keep_as(self, path: Path) -> None:
+        """The whole file under its own name, for later."""
+        self.path.replace(path)
+        self.discard()
+
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
         self.mark.unlink(missing_ok=True)
@@ -70,17 +76,8 @@ def is_url(address: str) -> bool:
     return address.partition(":")[0].lower() in ("http", "https")
 
 
-def without_secrets(url: str) -> str:
-    """The address as it may be shown: no user, password or query."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return f"{url.partition(':')[0]}://..."
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-
 def download(url: str, folder: Path, *, progress: Progress, patience: Patience) -> PartFile:
-    """The whole gzip file behind `url`, as a PartFile in `folder`, which the caller discards after use.
+    """The whole gzip file behind `url`, as a PartFile in `folder`, which the caller keeps or discards.
 
     A part that an earlier run left is continued (Range, If-Range); if the file changed, or the server cannot
     resume, it starts over. Raises AddressError with the reason when the address does not give the file.

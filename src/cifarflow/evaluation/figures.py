@@ -7,18 +7,38 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
 from cifarflow import files
 
 INK, ACCENT = "#20262e", "#2a6f97"
+LARGEST_INCHES = 40.0
+"""Of a side: with hundreds of classes a picture would take gigabytes while it is drawn."""
 PNG_METADATA = {"Software": None}
+CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+)
+CHINESE_FONTS += ("PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Arial Unicode MS")
+INSTALLED = {font.name for font in fontManager.ttflist}
+STYLE = {
+    # Names of classes are a user's folders: a `$` in them is no formula, and they may be Chinese.
+    "text.parse_math": False,
+    "font.family": ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in INSTALLED)],
+    "savefig.facecolor": "white",
+}
+"""For making a figure and for writing it: ticks are made while it is drawn."""
 
 
+@matplotlib.rc_context(STYLE)
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """The confusion matrix `[C, C]` with its counts; the diagonal is left pale so that the mistakes stand out."""
     mistakes = matrix.astype(float)
     np.fill_diagonal(mistakes, 0)
-    size = max(4.5, 0.6 * len(classes) + 2)
+    size = min(LARGEST_INCHES, max(4.5, 0.6 * len(classes) + 2))
     figure = Figure(figsize=(size, size * 0.92), layout="constrained")
     axes = figure.subplots()
     axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1.0, mistakes.max() * 1.3))
@@ -46,6 +66,7 @@ def _write_counts(axes: Axes, matrix: np.ndarray, *, dark_from: float) -> None:
         )
 
 
+@matplotlib.rc_context(STYLE)
 def mistakes_figure(
     images: np.ndarray,
     probabilities: np.ndarray,
@@ -85,12 +106,14 @@ def mistakes_figure(
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def per_class_figure(recall: Sequence[float], precision: Sequence[float], classes: Sequence[str]) -> Figure:
     """Recall and precision of each class as two dots on a line, worst recall first."""
     order = [int(index) for index in np.argsort(recall, kind="stable")]
     places = np.arange(len(classes))
     sorted_recall, sorted_precision = np.asarray(recall)[order], np.asarray(precision)[order]
-    figure = Figure(figsize=(6.5, 0.34 * len(classes) + 1.2), layout="constrained")
+    height = min(LARGEST_INCHES, 0.34 * len(classes) + 1.2)
+    figure = Figure(figsize=(6.5, height), layout="constrained")
     axes = figure.subplots()
     axes.hlines(places, sorted_recall, sorted_precision, color="#b9c8d4", linewidth=2)
     axes.plot(sorted_recall, places, "o", color=ACCENT, markersize=7, label="recall")
@@ -105,6 +128,7 @@ def per_class_figure(recall: Sequence[float], precision: Sequence[float], classe
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def save_figure(figure: Figure, path: Path) -> None:
-    with matplotlib.rc_context({"savefig.facecolor": "white"}), files.atomic_open(path) as stream:
+    with files.atomic_open(path) as stream:
         figure.savefig(stream, format="png", dpi=110, metadata=PNG_METADATA)

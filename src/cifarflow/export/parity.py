@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from cifarflow.compute.processor import CACHED_PIXELS
 from cifarflow.config.schema import ExportConfig
 from cifarflow.data.packed import Split
 from cifarflow.errors import ExportParityError
 from cifarflow.inference.predictor import Predictor
 
-BATCH_PIXELS = (
-    1 << 17
-)  # what one forward pass takes: 128 pictures of 32 x 32, whose activations stay in the cache
 RESIZED_COUNT = 64
 
 
@@ -130,7 +128,7 @@ def _run_pytorch(classifier: nn.Module, pictures: np.ndarray) -> np.ndarray:
 
 
 def _batch_size(images: np.ndarray) -> int:
-    return max(1, BATCH_PIXELS // (images.shape[1] * images.shape[2]))
+    return max(1, CACHED_PIXELS // (images.shape[1] * images.shape[2]))
 
 
 def _parts(images: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -58,6 +58,12 @@ class Journal:
         content = self.path.read_bytes()
         return [json.loads(line) for line in content[: _whole_length(content)].splitlines()]
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether its stage came to its end; one that was killed or failed may still be gone on with."""
+        events = self.events()
+        return bool(events) and events[-1]["kind"] == "status" and events[-1]["status"] == "FINISHED"
+
     def acknowledged(self, run_id: str) -> int:
         """How many events, from the first on, that MLflow run holds."""
         return self._read_acknowledgements().get(run_id, 0)

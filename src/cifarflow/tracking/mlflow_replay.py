@@ -1,7 +1,9 @@
 """Sends a journal into one MLflow run: a part of mlflow_tracker.py, which alone uses it."""
 
+import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
@@ -22,6 +24,8 @@ T = TypeVar("T")
 # Limits of MLflow's API.
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
+LONGEST_METRIC = 250
+NOT_IN_METRIC = re.compile(r"[^/\w.\- ]")
 LONGEST_PARAM = 6000
 LONGEST_TAG = 8000
 LONGEST_DIGEST = 36
@@ -65,7 +69,7 @@ class RunReplay:
         from mlflow.entities import Metric
 
         metrics = (
-            Metric(name, value, event["time"], event["step"])
+            Metric(metric_name(name), value, event["time"], event["step"])
             for event in events
             for name, value in event["values"].items()
         )
@@ -107,6 +111,18 @@ class RunReplay:
             self._client.log_artifact(self._run_id, str(path), event["folder"] or None)
         else:
             log_onnx_model(self._client, self._experiment_id, self._run_id, event=event, path=path)
+
+
+def metric_name(name: str) -> str:
+    """The name of a metric as MLflow takes it: it refuses `test_per_class.cats & dogs.recall`, and all that follows.
+
+    Names that had to change end in a part of their digest, so that those of two classes stay two.
+    """
+    taken = NOT_IN_METRIC.sub("_", name)
+    if taken == name and len(name) <= LONGEST_METRIC:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{taken[: LONGEST_METRIC - len(digest) - 1]} {digest}"
 
 
 def retry_when_locked(action: Callable[[], T]) -> T:

@@ -48,8 +48,8 @@ def is_server(uri: str) -> bool:
 
 
 def without_password(uri: str) -> str:
-    """The address as it may be shown and logged."""
-    return re.sub(r"(?<=//)[^/@]*@", "", uri)
+    """The address as it may be shown and logged; a password may hold an @."""
+    return re.sub(r"(?<=://)[^/]*@", "", uri)
 
 
 def prepare_environment(config: MlflowConfig) -> None:

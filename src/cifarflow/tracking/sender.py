@@ -78,7 +78,7 @@ class Sender:
         if not self._warned:
             first_line = next(iter(str(error).splitlines()), "")
             logger.warning(
-                "%s cannot be reached (%s: %.300s). The stage goes on; its journal keeps everything.",
+                "%s cannot be reached, or refuses (%s: %.300s). The stage goes on; its journal keeps everything.",
                 *(self._target, type(error).__name__, first_line),
             )
         self._warned = True

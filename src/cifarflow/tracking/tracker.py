@@ -64,11 +64,28 @@ def open_tracker(
         yield from _open(journal, stage, state, tracking=tracking, workspace=workspace)
 
 
+def has_writer(journal: Journal) -> bool:
+    """Whether a stage writes it at this moment."""
+    if not journal.folder.is_dir():
+        return False
+    lock = _lock_of(journal)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _lock_of(journal: Journal) -> FileLock:
+    """It goes with the process that holds it, killed or not."""
+    return FileLock(journal.folder / "writer.lock", blocking=False)
+
+
 @contextlib.contextmanager
 def _sole_writer(journal: Journal, *, stage: str) -> Iterator[None]:
-    """The lock goes with the process, killed or not."""
     journal.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(journal.folder / "writer.lock", blocking=False)
+    lock = _lock_of(journal)
     try:
         lock.acquire()
     except Timeout:
@@ -109,13 +126,22 @@ def _open_tensorboard(
     """The last step of a killed process may not have reached TensorBoard's file: it is written again."""
     if not tracking.tensorboard.enabled:
         return TensorboardView(None)
-    name = "-".join(filter(None, (state.tags.get(EXPERIMENT_TAG), state.identity.run_key[:12])))
-    folder = workspace.tensorboard_logs / name
+    folder = _tensorboard_folder(workspace, state)
+    if stage != "train":  # one model may be evaluated in several ways
+        folder /= f"{stage}-{state.identity.stage_keys[stage][:8]}"
     last_step = writer.last_step
-    view = TensorboardView(folder if stage == "train" else folder / stage, first_step=last_step)
+    view = TensorboardView(folder, first_step=last_step)
     if last_step is not None:
         view.scalars(writer.values_at(last_step), step=last_step)
     return view
+
+
+def _tensorboard_folder(workspace: Workspace, state: PipelineState) -> Path:
+    """The folder of a trained model: it keeps its first name, though the experiment may have another one now."""
+    key = state.identity.run_key[:12]
+    known = sorted(workspace.tensorboard_logs.glob(f"*{key}"))
+    name = "-".join(filter(None, (state.tags.get(EXPERIMENT_TAG), key)))
+    return known[0] if known else workspace.tensorboard_logs / name
 
 
 def _open_sender(config: MlflowConfig, workspace: Workspace, *, state: PipelineState) -> Sender:

@@ -60,6 +60,9 @@ class Checkpoints:
             logger.warning("checkpoint %s is damaged; the one before it is used", path)
         return None
 
+    def exist(self) -> bool:
+        return bool(self._newest_first())
+
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*-*.pt"), reverse=True)
 

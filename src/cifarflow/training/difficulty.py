@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 
+def kept_of(count: int, fraction: float) -> int:
+    """How many of `count` drawn pictures a step trains on, 1 or more."""
+    return max(1, round(fraction * count))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difficulty:
     """What the network last said about each of the N training pictures."""
@@ -29,7 +34,7 @@ class Difficulty:
 
     def hardest(self, indices: Tensor, fraction: float) -> Tensor:
         """The given part of `indices` (int64 `[B]`), one at least: those of the largest losses, in their old order."""
-        count = max(1, round(fraction * len(indices)))
+        count = kept_of(len(indices), fraction)
         if count == len(indices):
             return indices
         indices = indices.to(self.losses.device, non_blocking=True)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from cifarflow.compute.processor import pictures_at_once
 from cifarflow.errors import TrainingError
 from cifarflow.evaluation.predict import predict_logits
-from cifarflow.models.preprocess import Preprocess
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.difficulty import Difficulty
 from cifarflow.training.graphs import RecordedStep
@@ -35,7 +35,7 @@ class Fit:
     task: Task
     state: TrainState
     step: Step
-    take_step: Callable[[Tensor, Tensor, Preprocess], tuple[Tensor, Tensor]]
+    take_step: Step | RecordedStep
     """`step`, or its recording."""
     checkpoints: Checkpoints
     on_epoch: EpochHook
@@ -62,6 +62,7 @@ class Fit:
             loss=LOSSES.get(config.loss.name, where="params.yaml: train.loss.name"),
             label_smoothing=config.loss.label_smoothing,
             compute=task.compute,
+            seed=task.batches.seed,
             processes=task.processes,
         )
         if task.compute.device.type == "cuda":
@@ -70,7 +71,7 @@ class Fit:
             task=task,
             state=state,
             step=step,
-            take_step=RecordedStep(step) if task.compute.cuda_graphs else step,
+            take_step=RecordedStep(step) if task.compute.cuda_graphs and not step.draws else step,
             checkpoints=checkpoints,
             on_epoch=on_epoch,
         )
@@ -106,7 +107,8 @@ class Fit:
             images = task.augmentation(indices, epoch=epoch, step=state.step)
             labels = task.train.labels[indices.to(images.device, non_blocking=True)]
             self.step.clear_gradients()
-            losses, right = self.take_step(images, labels, task.preprocess(task.pixels_at(state.step)))
+            preprocess = task.preprocess(task.pixels_at(state.step))
+            losses, right = self.take_step(images, labels, preprocess, number=state.step)
             state.record(indices, losses, right)
             self.watch.add(losses)
             if self.watch.is_due() or drawn is batches[-1]:
@@ -156,7 +158,7 @@ class Fit:
                 model,
                 task.validation.images[own],
                 preprocess=task.preprocess(pixels),
-                batch_size=VALIDATION_BATCH_SIZE,
+                batch_size=min(VALIDATION_BATCH_SIZE, pictures_at_once(pixels)),
             )
         loss = self.step.loss(logits, labels[own], 0.0).sum()
         found = torch.stack((loss.double(), (logits.argmax(1) == labels[own]).sum().double()))
@@ -170,9 +172,10 @@ class Fit:
 
     def _diverged(self, error: NotFiniteError) -> TrainingError:
         step = self.state.step - error.steps_ago
+        saved = "Checkpoints" if self.checkpoints.exist() else "No checkpoints"
         return TrainingError(
             f"the loss became {error.loss} at step {step} of {self.task.total_steps}. "
             f"Lower the learning rate of train.optimizer.{self.task.config.optimizer.name}, "
             "or set train.precision to fp32. "
-            f"Checkpoints from before it are in {self.checkpoints.folder}."
+            f"{saved} from before it are in {self.checkpoints.folder}."
         )

@@ -41,7 +41,10 @@ class RecordedStep:
     recordings: dict[Kind, Recording | None] = field(default_factory=dict)
     """None for a kind that ran once."""
 
-    def __call__(self, images: Tensor, labels: Tensor, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, preprocess: Preprocess, *, number: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """`number` decides nothing: a step that draws at random is not recorded."""
         parameters = list(self.step.model.parameters())
         kind = (len(images), preprocess, tuple(parameter.requires_grad for parameter in parameters))
         if kind not in self.recordings:

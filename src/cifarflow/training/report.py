@@ -37,8 +37,13 @@ def write_history(rows: list[dict[str, float]], path: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{row[name]:.6g}" for name in HISTORY_COLUMNS} for row in rows)
+    writer.writerows({name: _cell(row[name]) for name in HISTORY_COLUMNS} for row in rows)
     files.write_text(path, text.getvalue())
+
+
+def _cell(value: float) -> str:
+    """Six digits, and whole numbers, such as steps, with all of theirs."""
+    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

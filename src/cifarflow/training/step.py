@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from cifarflow.compute.plan import ComputePlan
 from cifarflow.compute.processes import Combination, Processes
 from cifarflow.data.batches import micro_batches
+from cifarflow.data.randomness import seed_of
 from cifarflow.training.losses import Loss
 
 
@@ -23,22 +25,26 @@ class Step:
     loss: Loss
     label_smoothing: float
     compute: ComputePlan
+    seed: int
     processes: Processes = field(default_factory=Processes)
 
     def __call__(
-        self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor]
+        self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor], *, number: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Train on uint8 `images` `[B, H, W, 3]`; returns losses float32 `[B]`, and who was right, bool `[B]`.
 
-        Gradients are those of the mean loss over the batch, however it is cut: only batch normalisation sees the
-        micro-batches. Small ones keep the activations in the processor's cache.
+        Gradients are those of the mean loss over the batch, however it is cut: only batch normalisation and dropout see
+        the micro-batches. Small ones keep the activations in the processor's cache. What dropout draws depends on the
+        seed, the step's `number` and the micro-batch, so a resumed run and several processes draw the same.
         """
         parts = micro_batches(len(images), self.compute.micro_batch_size)
         several = self.processes.count > 1
         combination = Combination(self.processes, self.model, micro_batches=len(parts)) if several else None
         # A row for the losses and one for the right answers; what other processes find is added up.
         found = torch.zeros(2, len(images), device=images.device)
-        for part in self.processes.share(parts):
+        for place, part in self.processes.share(list(enumerate(parts))):
+            if self.draws:
+                torch.manual_seed(seed_of("dropout", self.seed, number, place))
             found[:, part] = self._learn(images[part], labels[part], preprocess, batch_size=len(images))
         if combination is not None:
             combination.add_up(found)
@@ -55,6 +61,11 @@ class Step:
         losses = self.loss(logits.float(), labels, self.label_smoothing)
         (losses.sum() / batch_size).backward()
         return torch.stack((losses.detach(), (logits.argmax(1) == labels).float()))
+
+    @property
+    def draws(self) -> bool:
+        """Whether the network draws at random in training."""
+        return any(isinstance(module, _DropoutNd) for module in self.model.modules())
 
     def clear_gradients(self) -> None:
         """Called before a step and not after one, so that the last gradients can be looked at."""

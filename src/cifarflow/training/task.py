@@ -1,5 +1,6 @@
 """What is trained, on what, and how: params turned into objects, once, before the loop starts."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from cifarflow.data.packed import DatasetInfo, read_dataset, read_split
 from cifarflow.errors import ConfigError
 from cifarflow.models import create_model
 from cifarflow.models.preprocess import Preprocess
+from cifarflow.training.difficulty import kept_of
 from cifarflow.workspace import Workspace
 
-WHITENING_PICTURES = 5000
+WHITENING_PIXELS = 5000 * 32 * 32
+"""Of the pictures that a whitening layer is made from: 5,000 of CIFAR-10's, fewer of larger ones, whose patches would
+otherwise take gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,41 +128,46 @@ class Task:
             )
         model = model.to(device=self.compute.device, memory_format=self.compute.memory_format)  # pyright: ignore[reportCallIssue]
         if hasattr(model, "init_whiten"):
-            model.init_whiten(
-                self.preprocess(self.dataset.image_size)(self.train.images[:WHITENING_PICTURES])
-            )
+            full = self.dataset.image_size
+            model.init_whiten(self.preprocess(full)(self.train.images[: max(1, WHITENING_PIXELS // full**2)]))
         self._check_sizes(model, config.name)
         return model
 
-    @torch.no_grad()
     def _check_sizes(self, model: nn.Module, name: str) -> None:
-        """A picture of each size goes through now, not after the hour that comes before the first of its size."""
-        full = self.dataset.image_size
-        model.eval()
+        """The smallest micro-batch of each size goes through a copy now, not after the hour that comes before it."""
+        full, copy = self.dataset.image_size, deepcopy(model).train()
+        smallest = min(_sizes_of_parts(self.batches, self.config, self.compute.micro_batch_size))
         for pixels in sorted({full, *(min(stage.pixels, full) for stage in self.config.resolution)}):
             try:
-                model(self.preprocess(pixels)(self.train.images[:1]))
-            except RuntimeError as error:
-                asked, remedy = ("the data has", "Take larger ones (`image_size` of the data's section)")
-                if pixels < full:
-                    asked, remedy = ("train.resolution asks for", "Set train.resolution to []")
+                with torch.no_grad():
+                    copy(self.preprocess(pixels)(self.train.images[:smallest]))
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError) as error:
+                pictures = "one picture" if smallest == 1 else f"{smallest} pictures"
+                how_large = "train.resolution ([]: full size)" if pixels < full else "the data"
                 raise ConfigError(
-                    f"params.yaml: model.name is {name!r}, but that network takes no pictures of {pixels} px, which "
-                    f"{asked} ({str(error).splitlines()[0]}). {remedy}, or choose another network."
+                    f"params.yaml: model.name is {name!r}, but that network cannot train on {pictures} of {pixels} px "
+                    f"at once ({str(error).splitlines()[0].rstrip('.')}). How many it gets is decided by train.batch_size, "
+                    f"train.micro_batch_size and train.selection, how large they are by {how_large}."
                 ) from None
-        model.train()
+
+
+def _sizes_of_parts(batches: BatchPlan, config: TrainConfig, micro_batch_size: int) -> list[int]:
+    """How many pictures the micro-batches of the smallest step have."""
+    kept = min((stage.keep for stage in config.selection), default=1.0)
+    smallest = kept_of(batches.count // batches.steps_per_epoch, kept)
+    return [part.stop - part.start for part in micro_batches(smallest, micro_batch_size)]
 
 
 def _check_share(
     processes: Processes, batches: BatchPlan, config: TrainConfig, micro_batch_size: int
 ) -> None:
     """Every process needs a micro-batch of its own in every batch."""
-    kept = min((stage.keep for stage in config.selection), default=1.0)
-    smallest = max(1, int(kept * (batches.count // batches.steps_per_epoch)))
-    parts = len(micro_batches(smallest, micro_batch_size))
-    if parts < processes.count:
+    parts = _sizes_of_parts(batches, config, micro_batch_size)
+    if len(parts) < processes.count:
         raise ConfigError(
-            f"params.yaml: train.launch starts {processes.count} processes, but the smallest step, on {smallest} "
-            f"pictures, has {parts} micro-batch(es) of at most {micro_batch_size}. Start fewer, lower "
+            f"params.yaml: train.launch starts {processes.count} processes, but the smallest step, on {sum(parts)} "
+            f"pictures, has {len(parts)} micro-batch(es) of at most {micro_batch_size}. Start fewer, lower "
             "train.micro_batch_size, or raise train.batch_size or what train.selection keeps."
         )

@@ -13,12 +13,19 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cifarflow.data.archive import Published, check_content, extract_verified
-from cifarflow.data.downloading import AddressError, download, is_url, without_secrets
+from cifarflow.data.downloading import AddressError, download, is_url
 from cifarflow.data.raw import RawDataset
 from cifarflow.data.sources.source import FetchContext, ReadContext
-from cifarflow.errors import DataIntegrityError, DownloadError, MissingInputError, printable
+from cifarflow.errors import (
+    DataIntegrityError,
+    DownloadError,
+    MissingInputError,
+    printable,
+    without_secrets,
+)
 
 FOLDER = "cifar-10-batches-py"
+ARCHIVE = "cifar-10-python.tar.gz"
 VARIABLE = "CIFAR10_ARCHIVE"
 PER_BATCH = 10_000
 SIZE = 32
@@ -43,6 +50,8 @@ PUBLISHED = {
 def fetch(context: FetchContext) -> str:
     """Bring the eight files into the raw folder: from CIFAR10_ARCHIVE if set, else the first good address.
 
+    What was downloaded once is kept: own pictures in data/images make DVC run this stage, and empty its folder, again.
+
     Raises DownloadError when no address gives them, DataIntegrityError when a file that CIFAR10_ARCHIVE names
     is something else.
     """
@@ -55,6 +64,8 @@ def fetch(context: FetchContext) -> str:
         if local:
             _extract_own(local, folder)
             origin = str(local)
+        elif not archive and _from_kept(context.workspace.downloads / ARCHIVE, folder):
+            origin = "the archive that was downloaded before"
         else:
             origin = _from_first(archive, context=context, folder=folder)
     return f"CIFAR-10 from {origin}, {len(PUBLISHED)} files verified"
@@ -125,6 +136,18 @@ def _extract_own(archive: Path, folder: Path) -> None:
         raise DataIntegrityError(f"{error} Mend or unset {VARIABLE}.") from None
 
 
+def _from_kept(archive: Path, folder: Path) -> bool:
+    """Whether an archive from an earlier download is there and gives the files; one that does not is removed."""
+    if not archive.is_file():
+        return False
+    try:
+        extract_verified(archive, folder, prefix=FOLDER, published=PUBLISHED)
+    except DataIntegrityError:
+        archive.unlink()
+        return False
+    return True
+
+
 def _from_first(archive: str, *, context: FetchContext, folder: Path) -> str:
     """The first address whose archive holds the published files."""
     reasons = []
@@ -150,7 +173,7 @@ def _from_url(url: str, *, context: FetchContext, folder: Path) -> None:
     except DataIntegrityError:
         part.discard()
         raise
-    part.discard()  # but not where the disk was full: the next run unpacks what is here
+    part.keep_as(context.workspace.downloads / ARCHIVE)
 
 
 # Reading ----------------------------------------------------------------------------------------------------

@@ -28,9 +28,14 @@ def fetch(context: FetchContext) -> str:
 
     Raises DataIntegrityError with every fault, and then packs nothing.
     """
-    raw = context.workspace.raw
+    raw, images = context.workspace.raw, context.workspace.images
+    if context.workspace.is_temporary and not any(images.glob("[!.]*")):
+        raise DataIntegrityError(
+            f"{images} has no pictures: this is the checkout of an experiment, and Git does not hold them. Let DVC "
+            "bring them along: `uv run dvc exp run --temp -C data/images`, or `--queue -C data/images`."
+        )
     with files.atomic_open(_tar(raw)) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
-        pictures = check_pictures(context.workspace.images, progress=context.progress, keep=_adder(tar))
+        pictures = check_pictures(images, progress=context.progress, keep=_adder(tar))
     files.write_json(_list(raw), {"pictures": [asdict(picture) for picture in pictures]})
     classes = {picture.label for picture in pictures}
     return f"packed {len(pictures):,} pictures of {len(classes)} classes"

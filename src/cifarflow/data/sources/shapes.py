@@ -14,6 +14,9 @@ from cifarflow.errors import MissingInputError
 
 FOLDER = "shapes"
 DRAWN_AT_ONCE = 250
+DRAWN_PIXELS = (
+    DRAWN_AT_ONCE * 64 * 64
+)  # of larger ones fewer: all that is computed of 250 of 512 px takes 8 GB
 NOISE = 8.0
 LEAST_CONTRAST = 110.0
 
@@ -49,8 +52,9 @@ def draw(count: int, *, config: ShapesConfig, stream: int) -> Split:
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(config.seed, spawn_key=(stream,))))
     labels = np.arange(count, dtype=np.int64) % len(FIGURES)
     images = np.empty((count, size, size, 3), dtype=np.uint8)
-    for start in range(0, count, DRAWN_AT_ONCE):
-        chunk = slice(start, start + DRAWN_AT_ONCE)
+    at_once = min(DRAWN_AT_ONCE, DRAWN_PIXELS // size**2)
+    for start in range(0, count, at_once):
+        chunk = slice(start, start + at_once)
         images[chunk] = _draw_chunk(labels[chunk], size, random)
     return Split(images=images, labels=labels)
 
