@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifarflow import files
 from cifarflow.inference.predictor import Predictor
+from cifarflow.tracking.journal import journal_of
 from tests.support.disks import needs_mounts, stage_on_disk
 from tests.support.pipeline import SMALL_EPOCHS, Checkout, make_small_pipeline, undisturbed_digests
 
@@ -356,6 +357,28 @@ def test_sync_makes_the_run_of_results_that_were_pulled(checkout: Checkout, else
     assert run.data.metrics["validation_accuracy"] > 0
     assert run.outputs is not None and len(run.outputs.model_outputs) == 1
     assert artifacts_of(run) == artifacts_of(mlflow_runs(checkout)[0])
+
+
+def test_sync_completes_the_record_of_a_training_that_was_killed_here_and_ended_elsewhere(
+    checkout: Checkout, elsewhere: Checkout
+) -> None:
+    shutil.rmtree(elsewhere.workspace.journals)
+    elsewhere.workspace.mlflow_database.unlink()
+    whole, broken_off = (
+        journal_of(one.workspace, "train", run_key(checkout)) for one in (checkout, elsewhere)
+    )
+    start, first = (
+        next(event for event in whole.events() if event["kind"] == kind) for kind in ("start", "metrics")
+    )
+    killed = {"kind": "status", "status": "KILLED", "time": first["time"] + 1}
+    files.write_text(broken_off.path, "".join(json.dumps(event) + "\n" for event in (start, first, killed)))
+    outcome = elsewhere.run("cifarflow", "sync")
+    assert "The results of `train` came from DVC's cache" in outcome.output
+    (run,) = mlflow_runs(elsewhere)
+    assert run.info.status == "FINISHED"
+    store = MlflowClient(f"sqlite:///{elsewhere.workspace.mlflow_database.as_posix()}")
+    history = store.get_metric_history(run.info.run_id, "validation_accuracy")
+    assert [metric.step for metric in history] == EPOCHS
 
 
 def test_sync_does_not_take_old_results_for_those_of_new_params(elsewhere: Checkout) -> None:

@@ -54,6 +54,7 @@ def test_what_is_asked_for_is_taken() -> None:
     assert torch.get_num_threads() == 3
     assert torch.are_deterministic_algorithms_enabled()
     plan().take_effect()
+    assert not torch.backends.cudnn.allow_tf32, "in fp32, convolutions are in fp32 on a GPU too"
     assert not torch.are_deterministic_algorithms_enabled()
 
 

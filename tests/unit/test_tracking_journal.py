@@ -151,3 +151,11 @@ def test_the_state_key_follows_every_stage_key_and_not_their_order() -> None:
     state_key = RunIdentity(run_key="a", stage_keys={"train": "a", "evaluate": "b"}).state_key
     assert RunIdentity(run_key="a", stage_keys={"evaluate": "b", "train": "a"}).state_key == state_key
     assert RunIdentity(run_key="a", stage_keys={"train": "a", "evaluate": "c"}).state_key != state_key
+
+
+def test_a_record_is_finished_when_its_stage_came_to_its_end(journal: Journal) -> None:
+    assert not journal.is_finished
+    for status, finished in (("KILLED", False), ("FINISHED", True), ("FAILED", False)):
+        with recording(journal) as writer:
+            writer.status(status)
+        assert journal.is_finished == finished

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from cifarflow.config.schema import MlflowConfig, TensorboardConfig, TrackingConfig
+from cifarflow.tracking import PipelineState, RunIdentity, open_tracker
 from cifarflow.tracking.tensorboard import TensorboardView, chart_of, histogram
+from cifarflow.workspace import Workspace
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -149,3 +152,35 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
     view.histograms({"weight": torch.zeros(1)}, step=0)
     view.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_keeps_its_folder_whatever_the_experiment_is_called_that_goes_on_with_it(
+    tmp_path: Path,
+) -> None:
+    """DVC gives each `dvc exp run` another name; two ways to evaluate one model are two curves."""
+    config = TrackingConfig(
+        mlflow=MlflowConfig(enabled=False, uri=None, experiment="x", timeout_seconds=1),
+        tensorboard=TensorboardConfig(enabled=True, pictures=0, graph=False, histograms=False),
+    )
+    workspace = Workspace.at(tmp_path, {})
+    for stage, experiment, way, step in (
+        ("train", "torn-hart", "b", 1),
+        ("train", "male-wigs", "b", 2),
+        ("evaluate", "male-wigs", "b", 0),
+        ("evaluate", "male-wigs", "c", 0),
+    ):
+        keys = {"train": "a" * 64, "evaluate": way * 64, "export": "d" * 64}
+        state = PipelineState(
+            identity=RunIdentity(run_key="a" * 64, stage_keys=keys),
+            params={},
+            tags={"dvc.experiment": experiment},
+        )
+        with open_tracker(stage, state, tracking=config, workspace=workspace) as tracker:
+            tracker.metrics({"train_loss": float(step)}, step=step)
+    (folder,) = workspace.tensorboard_logs.iterdir()
+    assert folder.name == "torn-hart-" + "a" * 12
+    assert scalars(folder, "loss/train") == [(1, 1.0), (2, 2.0)]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
+        "evaluate-bbbbbbbb",
+        "evaluate-cccccccc",
+    ]

@@ -144,11 +144,12 @@ class Task:
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError) as error:
+                reason = str(error).splitlines()[0].rstrip(".")
                 pictures = "one picture" if smallest == 1 else f"{smallest} pictures"
                 how_large = "train.resolution ([]: full size)" if pixels < full else "the data"
                 raise ConfigError(
                     f"params.yaml: model.name is {name!r}, but that network cannot train on {pictures} of {pixels} px "
-                    f"at once ({str(error).splitlines()[0].rstrip('.')}). How many it gets is decided by train.batch_size, "
+                    f"at once ({reason}). How many it gets is decided by train.batch_size, "
                     f"train.micro_batch_size and train.selection, how large they are by {how_large}."
                 ) from None
 
