@@ -42,7 +42,7 @@ class Workspace:
 
     @property
     def images(self) -> Path:
-        """Own pictures. Git does not hold them: a temporary checkout has them by `dvc exp run --temp -C data/images`.
+        """Own pictures. Git does not hold them: a temporary checkout has those that `dvc exp run --temp -C` copies.
 
         So an experiment trains on what DVC takes for its input; those at home may have changed meanwhile.
         """

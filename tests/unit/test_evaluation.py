@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cifarflow.compute import processor
 from cifarflow.evaluation import metrics
 from cifarflow.evaluation.evaluate import views_precision
+from cifarflow.evaluation.figures import CHINESE_FONTS, INSTALLED
 from cifarflow.evaluation.predict import Views, predict_logits, predict_views
 from cifarflow.evaluation.report import Evaluated, write_report
 from cifarflow.models.preprocess import Preprocess
@@ -167,8 +168,9 @@ def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [("$$", "$_$", "\u732b"), tuple(str(number) for number in range(300))])
-@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # of a machine without a Chinese font
-def test_figures_take_any_names_of_classes_and_many(tmp_path: Path, classes: tuple[str, ...]) -> None:
+def test_figures_take_any_names_of_classes_and_many(
+    tmp_path: Path, classes: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
     count = len(classes)
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(count, count, generator=generator), torch.arange(count)
@@ -177,3 +179,4 @@ def test_figures_take_any_names_of_classes_and_many(tmp_path: Path, classes: tup
     write_report(result, tmp_path)
     with Image.open(tmp_path / "confusion.png") as picture:
         assert max(picture.size) <= 4400
+    assert len(caplog.records) == (classes[0] == "$$" and not set(CHINESE_FONTS) & INSTALLED)

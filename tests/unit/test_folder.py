@@ -280,11 +280,13 @@ def test_photographs_of_ants_and_bees(images: Path, tmp_path: Path) -> None:
 
 def test_an_experiments_checkout_without_pictures_says_how_to_bring_them(tmp_path: Path) -> None:
     """Those at home are not what DVC takes for its input: it would give an earlier experiment's result."""
-    paint_all(tmp_path / "home" / "data" / "images", "ant", "bee")
+    paint_all(tmp_path / "home" / "data" / "images", "ant", "bumble bee")
     (tmp_path / "temporary" / "data" / "images").mkdir(parents=True)
     (tmp_path / "temporary" / "data" / "images" / ".gitkeep").touch()
     environ = {"DVC_ROOT": str(tmp_path / "home")}
-    with pytest.raises(DataIntegrityError, match="dvc exp run --temp -C data/images"):
+    with pytest.raises(
+        DataIntegrityError, match="dvc exp run --temp -C data/images/ant -C 'data/images/bumble bee'`"
+    ):
         fetch(tmp_path / "temporary", environ)
     paint_all(tmp_path / "temporary" / "data" / "images", "ant", "bee")
     assert "8 pictures of 2 classes" in fetch(tmp_path / "temporary", environ)

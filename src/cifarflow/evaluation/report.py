@@ -1,8 +1,12 @@
 """From logits to the files of the evaluate stage: plots for DVC and pictures for people."""
 
+import contextlib
 import csv
 import io
-from collections.abc import Sequence
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,10 @@ from torch import Tensor
 
 from cifarflow import files
 from cifarflow.evaluation import figures, metrics
+
+logger = logging.getLogger(__name__)
+
+MISSING_CHARACTER = "Glyph .* missing from font"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +48,9 @@ def write_report(result: Evaluated, plots: Path) -> tuple[dict[str, Any], list[P
             result.images, result.logits.softmax(1).numpy(), actual, result.classes
         ),
     }
-    for name, figure in drawn.items():
-        figures.save_figure(figure, plots / name)
+    with _missing_characters_told_once():
+        for name, figure in drawn.items():
+            figures.save_figure(figure, plots / name)
     _write_csv(
         plots / "confusion.csv", ("actual", "predicted"), _named_pairs(actual, predicted, result.classes)
     )
@@ -51,6 +60,22 @@ def write_report(result: Evaluated, plots: Path) -> tuple[dict[str, Any], list[P
     ]
     _write_csv(plots / "per_class.csv", ("class", "precision", "recall", "f1"), rows)
     return summary, [plots / name for name in (*drawn, "confusion.csv", "per_class.csv")]
+
+
+@contextlib.contextmanager
+def _missing_characters_told_once() -> Iterator[None]:
+    """One line for all characters that no font has, in place of one for each of them in each figure."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.filterwarnings("always", MISSING_CHARACTER)
+        yield
+    missing = [one for one in told if re.match(MISSING_CHARACTER, str(one.message))]
+    if missing:
+        logger.warning(
+            "no installed font has all characters of the class names, so plots show boxes; Noto Sans CJK has Chinese"
+        )
+    for other in told:
+        if other not in missing:
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
 
 
 def _named_pairs(actual: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str]]:

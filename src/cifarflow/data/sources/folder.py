@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shlex
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -19,8 +20,10 @@ from cifarflow.data.raw import RawDataset
 from cifarflow.data.sources.source import FetchContext, ReadContext
 from cifarflow.errors import DataIntegrityError, MissingInputError
 from cifarflow.inference.pictures import read_picture
+from cifarflow.workspace import Workspace
 
 TEST_STREAM = 2
+SHOWN_FOLDERS = 12
 
 
 def fetch(context: FetchContext) -> str:
@@ -30,10 +33,7 @@ def fetch(context: FetchContext) -> str:
     """
     raw, images = context.workspace.raw, context.workspace.images
     if context.workspace.is_temporary and not any(images.glob("[!.]*")):
-        raise DataIntegrityError(
-            f"{images} has no pictures: this is the checkout of an experiment, and Git does not hold them. Let DVC "
-            "bring them along: `uv run dvc exp run --temp -C data/images`, or `--queue -C data/images`."
-        )
+        raise DataIntegrityError(_without_pictures(context.workspace))
     with files.atomic_open(_tar(raw)) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
         pictures = check_pictures(images, progress=context.progress, keep=_adder(tar))
     files.write_json(_list(raw), {"pictures": [asdict(picture) for picture in pictures]})
@@ -67,6 +67,18 @@ def read(context: ReadContext) -> RawDataset:
         classes=classes,
         validation_images=validation.images if has_validation else None,
         validation_labels=validation.labels if has_validation else None,
+    )
+
+
+def _without_pictures(workspace: Workspace) -> str:
+    """What to do in the checkout of an experiment: DVC copies folders to it that are not there yet, as this one is."""
+    images = workspace.images.relative_to(workspace.root)
+    inside = sorted(path.name for path in (workspace.home / images).glob("[!.]*"))
+    copies = " ".join(f"-C {shlex.quote((images / name).as_posix())}" for name in inside[:SHOWN_FOLDERS])
+    more = f" ... and so on for all {len(inside)}" if len(inside) > SHOWN_FOLDERS else ""
+    return (
+        f"{workspace.images} has no pictures: this is the checkout of an experiment, and Git does not hold them. Leave "
+        f"--temp (or --queue) out, or let DVC bring the folders along: `uv run dvc exp run --temp {copies}{more}`."
     )
 
 
