@@ -8,6 +8,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt(3)
 WITHOUT_LIMIT = 2**31 - 1  # bytes: what a C int holds
 STEP_BLOCK_BYTES = 64 << 20
 """Larger than any tensor of a micro-batch of the recipes; what a stage needs once, at its start, is larger still."""
+OLD_LIMIT_BYTES = 32 << 20
+"""What an older glibc takes at most."""
 SETTINGS_OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -21,6 +23,6 @@ def keep_freed_memory(*, block_bytes: int = STEP_BLOCK_BYTES) -> bool:
     if not sys.platform.startswith("linux") or any(name in os.environ for name in SETTINGS_OF_THE_USER):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and bool(
-        mallopt(TRIM_THRESHOLD, WITHOUT_LIMIT) and mallopt(MMAP_THRESHOLD, block_bytes)
-    )
+    if mallopt is None or not mallopt(TRIM_THRESHOLD, WITHOUT_LIMIT):
+        return False
+    return any(mallopt(MMAP_THRESHOLD, size) for size in (block_bytes, OLD_LIMIT_BYTES))

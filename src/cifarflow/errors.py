@@ -17,6 +17,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -91,6 +92,11 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 def printable(text: str) -> str:
     """`text` as one line that no terminal obeys: line breaks, colours and invisible characters are spelt out."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def without_passwords(text: str) -> str:
+    """An address, or a library's message with one in it, as it may be shown; a password may hold an @."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 def without_secrets(url: str) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from dvc.dvcfile import Lockfile
 from dvc.exceptions import DvcException
+from dvc.lock import make_lock
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
 from cifarflow.errors import DvcError
 
@@ -17,14 +19,14 @@ from cifarflow.errors import DvcError
 def mend(root: Path) -> list[str]:
     """Make good what a kill broke in the DVC repository at `root`; one sentence for each thing that was done.
 
-    No output of a stage is touched. Raises DvcError when this is no repository, or another DVC command is at work in
-    it: what that one is about to write may look broken for a moment.
+    No output of a stage is touched. Raises DvcError when this is no repository, or another DVC command holds one of
+    DVC's locks: what that one is about to write may look broken for a moment.
     """
     try:
         with Repo(str(root)) as repo, repo.lock:
             return [
                 *_empty_results(Path(repo.stage_cache.cache_dir)),
-                *_unreadable_lock_of_paths(Path(str(repo.tmp_dir)) / "rwlock"),
+                *_unreadable_lock_of_paths(repo),
                 *_unreadable_record(Lockfile(repo, str(root / "dvc.lock"))),
             ]
     except DvcException as error:
@@ -38,15 +40,21 @@ def _empty_results(run_cache: Path) -> list[str]:
     return [f"Removed an empty result from DVC's run cache ({folder.name[:8]})." for folder in empty]
 
 
-def _unreadable_lock_of_paths(path: Path) -> list[str]:
-    """Which process works on which path. Nothing works here now, so an empty list is right."""
-    try:
-        json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return []
-    except ValueError:
-        path.unlink()
-        return [f"Removed {path.name}, DVC's list of busy paths: it was cut off in the middle."]
+def _unreadable_lock_of_paths(repo: Repo) -> list[str]:
+    """Which process works on which path; a list that cannot be read names none, so an empty one is right.
+
+    A DVC whose stage runs lets go of the repository, but not of this list's own lock while it writes it.
+    """
+    folder = Path(str(repo.tmp_dir))
+    path, lock = folder / RWLOCK_FILE, str(folder / RWLOCK_LOCK)
+    with make_lock(lock, tmp_dir=str(folder), hardlink_lock=repo.config["core"].get("hardlink_lock", False)):
+        try:
+            json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return []
+        except ValueError:
+            path.unlink()
+            return [f"Removed {path.name}, DVC's list of busy paths: it was cut off in the middle."]
     return []
 
 

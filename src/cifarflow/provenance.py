@@ -13,9 +13,8 @@ from typing import Any
 from cifarflow import files
 from cifarflow.config import Config, read_yaml
 from cifarflow.data.packed import DatasetInfo
-from cifarflow.errors import without_secrets
+from cifarflow.errors import without_passwords, without_secrets
 from cifarflow.tracking.identity import EXPERIMENT_TAG, DatasetRecord, PipelineState, RunIdentity
-from cifarflow.tracking.mlflow_tracker import without_password
 from cifarflow.tracking.tracker import Tracker, open_tracker
 from cifarflow.workspace import Workspace
 
@@ -62,7 +61,7 @@ def _public(params: dict[str, Any]) -> dict[str, Any]:
     uri, urls = params["tracking.mlflow.uri"], params["data.cifar10.urls"]
     return {
         **params,
-        "tracking.mlflow.uri": uri and without_password(uri),
+        "tracking.mlflow.uri": uri and without_passwords(uri),
         "data.cifar10.urls": [without_secrets(url) for url in urls],
     }
 

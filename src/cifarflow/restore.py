@@ -20,6 +20,7 @@ from cifarflow.workspace import Workspace
 
 RESTORED_TAG = "cifarflow.restored"
 PLOTS = (".csv", ".png")
+UPSTREAM, REPORTING = ("download", "prepare"), ("train", "evaluate", "export")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +40,9 @@ def restore_records(config: Config, workspace: Workspace) -> Restored:
     that DVC would run again is left out: its files belong to other params or other code. Raises TrackingError.
     """
     state = current_state(config, workspace)
-    if state is None:
+    outdated = _outdated_stages(workspace) if state is not None else None
+    if state is None or outdated is None:
         return Restored(stages=[], state=None)
-    outdated = _outdated_stages(workspace)
     reports: dict[str, tuple[str, Callable[[Workspace, Tracker], None]]] = {
         "train": ("train", _report_train),
         "evaluate": ("evaluation", _report_evaluation),
@@ -84,13 +85,31 @@ def _trained_on(compute: Mapping[str, Any]) -> dict[str, str]:
     return {**known, "version.torch": str(compute["torch"])} if "torch" in compute else known
 
 
-def _outdated_stages(workspace: Workspace) -> set[str]:
-    """The stages whose results, by DVC's word, are not those of the present params, code and data."""
+def _outdated_stages(workspace: Workspace) -> set[str] | None:
+    """The stages whose results, by DVC's word, are not those of the present params, code and data.
+
+    None while DVC works: then a stage reports for itself, and what is at hand may change at any moment.
+    """
     command = [sys.executable, "-m", "dvc", "status", "--json"]
     done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
+    if done.returncode and "is busy" in done.stderr:
+        return None
     if done.returncode:
         raise TrackingError(f"`dvc status` failed in {workspace.root}: {done.stderr.strip()}")
-    return set(json.loads(done.stdout))
+    status = json.loads(done.stdout)
+    # DVC names the stage that changed and not those behind it. Files that are missing here (raw data, which nobody
+    # pulled) do not make a result another.
+    behind = REPORTING if any(_differs(status.get(stage)) for stage in (*UPSTREAM, "train")) else ()
+    return {*status, *behind}
+
+
+def _differs(changes: Any) -> bool:
+    """Whether DVC's word on a stage tells of more than files that are not here."""
+    if isinstance(changes, Mapping):
+        return any(map(_differs, changes.values()))
+    if isinstance(changes, list):
+        return any(map(_differs, changes))
+    return changes is not None and changes not in ("deleted", "not in cache")
 
 
 def _report_train(workspace: Workspace, tracker: Tracker) -> None:

@@ -1,6 +1,7 @@
 """The results in Git are those of one real run: dvc.lock names the bytes of every metric and plot."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,9 @@ def test_every_recipe_is_valid_and_whole(project: Path) -> None:
     assert {recipe.stem for recipe in recipes} >= {"cifar94", "tudui", "shapes"}
     for recipe in recipes:
         load_config(recipe)
+
+
+def test_the_readme_tells_the_committed_figures(project: Path) -> None:
+    found = json.loads((project / "metrics" / "evaluation.json").read_text(encoding="utf-8"))
+    figures = f"{found['accuracy']:.2%}, with views {found['accuracy_tta']:.2%}".replace("%", " %")
+    assert figures in " ".join((project / "README.md").read_text(encoding="utf-8").split())

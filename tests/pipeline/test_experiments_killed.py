@@ -50,9 +50,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 @pytest.fixture(scope="module")
 def undisturbed(checkout: Checkout) -> bytes:
-    """The weights of a training by hand in a copy of the checkout."""
+    """The weights of a training by hand in a copy of the checkout, which has no test pictures: train needs none."""
     copy = Checkout(root=checkout.root.parent / "undisturbed")
     shutil.copytree(checkout.root, copy.root, ignore=shutil.ignore_patterns(".git", ".dvc"))
+    copy.workspace.split("test").unlink()
     copy.run("python", "stages/train.py")
     return copy.workspace.model_weights.read_bytes()
 

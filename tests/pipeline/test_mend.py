@@ -102,9 +102,10 @@ def test_nothing_to_mend_changes_nothing(checkout: Checkout) -> None:
     }
 
 
-def test_mend_keeps_away_from_a_dvc_at_work(checkout: Checkout) -> None:
+@pytest.mark.parametrize("name", ["lock", "rwlock.lock"])
+def test_mend_keeps_away_from_a_dvc_at_work(checkout: Checkout, name: str) -> None:
     killed_while_saving_a_result(checkout.root)
-    lock = LockFile(str(checkout.root / ".dvc/tmp/lock"))
+    lock = LockFile(str(checkout.root / ".dvc/tmp" / name))
     try:
         outcome = checkout.run("cifarflow", "mend", expect=2)
     finally:

@@ -381,6 +381,41 @@ def test_sync_completes_the_record_of_a_training_that_was_killed_here_and_ended_
     assert [metric.step for metric in history] == EPOCHS
 
 
+def test_sync_beside_a_dvc_at_work_leaves_its_files_alone(elsewhere: Checkout) -> None:
+    busy = {str(elsewhere.workspace.model_weights): {"pid": os.getpid(), "cmd": "dvc repro"}}
+    lock = elsewhere.root / ".dvc" / "tmp" / "rwlock"
+    before = lock.read_text() if lock.exists() else "{}"
+    lock.write_text(json.dumps({"write": busy, "read": {}}))
+    assert "is busy" in elsewhere.dvc("status", expect=None).output, "else this shows nothing"
+    try:
+        assert "Events sent: 0." in elsewhere.run("cifarflow", "sync").output
+    finally:
+        lock.write_text(before)
+
+
+@pytest.mark.parametrize(
+    "change", [{"train__epochs": "9"}, {"data__validation_fraction": "0.15"}], ids=["train", "prepare"]
+)
+def test_sync_makes_no_run_of_results_that_belong_to_earlier_params(
+    elsewhere: Checkout, change: dict[str, str]
+) -> None:
+    """DVC names the stage that changed alone; those behind it would run again too."""
+    params, store = elsewhere.workspace.params, elsewhere.workspace.mlflow_database
+    before = params.read_bytes()
+    for path in (elsewhere.workspace.journals, store):
+        path.rename(path.with_name(f"{path.name}.aside"))
+    try:
+        elsewhere.set_params(**change)
+        elsewhere.run("cifarflow", "sync")
+        assert mlflow_runs(elsewhere) == []
+    finally:
+        params.write_bytes(before)
+        shutil.rmtree(elsewhere.workspace.journals, ignore_errors=True)
+        store.unlink()
+        for path in (elsewhere.workspace.journals, store):
+            path.with_name(f"{path.name}.aside").rename(path)
+
+
 def test_sync_does_not_take_old_results_for_those_of_new_params(elsewhere: Checkout) -> None:
     before = [run.info.run_id for run in mlflow_runs(elsewhere)]
     elsewhere.set_params(evaluate__flip="true")

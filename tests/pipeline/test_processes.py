@@ -1,7 +1,7 @@
 """One network trained by several processes, by torchrun itself and by `cifarflow.launch`: the same result, no loss."""
 
-import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.pipeline import Checkout, make_checkout
+from tests.support.pipeline import Checkout, history, make_checkout
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,13 +36,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     )
     checkout.dvc("repro", "train")
     return checkout
-
-
-def history(checkout: Checkout) -> list[dict[str, float]]:
-    """plots/history.csv without what a clock says."""
-    with checkout.workspace.history.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
 
 
 def test_two_processes_that_are_interrupted_go_on_and_end_as_one_does(checkout: Checkout) -> None:
@@ -72,7 +65,8 @@ def interrupt_after_an_epoch(checkout: Checkout) -> None:
         rest = process.stdout.read()
     assert process.returncode == 128 + signal.SIGINT
     assert time.monotonic() - start < 30, "torchrun had to kill its processes"
-    assert "stopped after step" in rest, first + rest
+    steps = re.findall(r"stopped after step (\d+)", rest)
+    assert steps and len(set(steps)) == 1, first + rest
     assert "Traceback" not in rest
 
 

@@ -1,5 +1,6 @@
 """A checkout of its own in a temporary folder, in which the real DVC runs the real stages."""
 
+import csv
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -17,6 +19,7 @@ from cifarflow.workspace import Workspace
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL_EPOCHS = 8
+OF_THE_CLOCK = ("seconds", "images_per_second")
 RAN = re.compile(r"^Running stage '(\w+)'", re.MULTILINE)
 RESTORED = re.compile(r"^Stage '(\w+)' is cached - skipping run", re.MULTILINE)
 KEPT = re.compile(r"^Stage '(\w+)' didn't change, skipping", re.MULTILINE)
@@ -94,11 +97,32 @@ def make_small_pipeline(root: Path) -> Checkout:
 
 
 def output_digests(checkout: Checkout) -> dict[str, str]:
-    """Digest of every output that holds no time, as dvc.lock has them."""
+    """Digest of every output: as dvc.lock has them, and of those that tell of time, without it."""
     stages = read_yaml(checkout.root / "dvc.lock")["stages"]
     outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
-    timed = ("metrics/train.json", "metrics/export.json", "plots/history.csv")
-    return {path: digest for path, digest in outs.items() if path not in timed}
+    timeless = {
+        "plots/history.csv": files.digest_of(history(checkout)),
+        **{
+            f"metrics/{stage}.json": files.digest_of(_timeless(checkout, stage))
+            for stage in ("train", "export")
+        },
+    }
+    assert timeless.keys() <= outs.keys()
+    return {**outs, **timeless}
+
+
+def history(checkout: Checkout) -> list[dict[str, float]]:
+    """plots/history.csv without what a clock says."""
+    with checkout.workspace.history.open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{k: v for k, v in row.items() if k not in OF_THE_CLOCK} for row in rows]
+
+
+def _timeless(checkout: Checkout, stage: str) -> dict[str, Any]:
+    found = files.read_json(checkout.workspace.metrics(stage))
+    return {
+        name: v for name, v in found.items() if name not in OF_THE_CLOCK and not name.startswith("latency")
+    }
 
 
 def undisturbed_digests(session: Path, make: Callable[[], Checkout]) -> dict[str, str]:

@@ -15,7 +15,8 @@ NEEDS_GLIBC = pytest.mark.skipif(
 )
 PAGES_A_MIB = (1 << 20) // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 PROGRAM = """
-import resource, sys
+import ctypes, resource, sys
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages (PR_SET_THP_DISABLE): a fault is to be one small page
 from cifarflow.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     print(keep_freed_memory())

@@ -1,6 +1,7 @@
 import copy
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from torch import nn
 
 from cifarflow import files
 from cifarflow.config.schema import ExportConfig
-from cifarflow.data.packed import DatasetInfo, Split, write_dataset, write_split
+from cifarflow.data.packed import DatasetInfo, Split, read_split, write_dataset, write_split
 from cifarflow.errors import CheckpointError, ExportParityError, MissingInputError
 from cifarflow.export import run
-from cifarflow.export.graph import write_onnx
-from cifarflow.export.parity import ParityReport, require_parity
+from cifarflow.export.graph import ExportedClassifier, write_onnx
+from cifarflow.export.parity import ParityReport, compare, require_parity
 from cifarflow.export.run import export_model
 from cifarflow.inference.predictor import Predictor
 from cifarflow.models import create_model
@@ -200,3 +201,44 @@ def test_a_model_of_other_classes_is_refused(tmp_path: Path) -> None:
 def test_a_missing_test_split_names_the_stage_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="dvc repro prepare"):
         export_model(make_model(), DESCRIPTION, DATASET, CONFIG, Workspace.at(tmp_path, {}))
+
+
+class WrongOnce(Predictor):
+    """Says what the exported file says, but for pictures that `is_wrong` names."""
+
+    def __init__(self, path: Path, is_wrong: Callable[[np.ndarray], bool]) -> None:
+        super().__init__(path)
+        self.is_wrong = is_wrong
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        found = super().predict(images)
+        return np.roll(found, 1, axis=1) if self.is_wrong(images) else found
+
+
+@pytest.mark.parametrize(
+    ("is_wrong", "leg"),
+    [
+        (lambda images: len(images) == 7 and images.shape[1] == 32, "batch of 7"),
+        (lambda images: images.shape[1] != 32, "other sizes"),
+        (lambda images: len(images) == 30 and images.shape[1] == 32, "whole split"),
+    ],
+    ids=["batch of 7", "other sizes", "whole split"],
+)
+def test_each_comparison_looks_for_itself(
+    exported: tuple[Workspace, dict[str, Any]], is_wrong: Callable[[np.ndarray], bool], leg: str
+) -> None:
+    workspace = exported[0]
+    classifier = ExportedClassifier(make_model(), DESCRIPTION).eval()
+    report = compare(
+        classifier,
+        WrongOnce(workspace.onnx_model, is_wrong),
+        read_split(workspace.split("test")),
+        batch_sizes=(1, 7),
+    )
+    differences = {
+        "whole split": report.max_probability_difference,
+        "batch of 7": report.difference_by_batch_size[7],
+        "other sizes": report.resized_difference,
+    }
+    assert {name for name, difference in differences.items() if difference > 1e-4} == {leg}
+    assert report.difference_by_batch_size[1] < 1e-4

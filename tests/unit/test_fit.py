@@ -194,11 +194,18 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_remedy(workspace: Workspa
         small_fit(workspace, config, checkpoints=fresh(tmp_path)).run()
 
 
-def test_the_resolution_schedule_and_fractional_epochs(workspace: Workspace) -> None:
-    config = small_config(train__epochs=2.5, train__resolution=[{"until": 0.5, "pixels": 16}])
-    task = small_task(workspace, config)
-    assert task.total_steps == 10
-    assert {task.pixels_at(step) for step in range(10)} == {16}
+def test_the_resolution_schedule_and_fractional_epochs(workspace: Workspace, tmp_path: Path) -> None:
+    stages = [{"until": 0.3, "pixels": 16}, {"until": 0.5, "pixels": 20}]
+    config = small_config(data__shapes__image_size=24, train__epochs=2.5, train__resolution=stages)
+    fit = small_fit(
+        small_workspace(tmp_path / "data", config), config, checkpoints=fresh(tmp_path / "states")
+    )
+    assert fit.task.total_steps == 10
+    assert [fit.task.pixels_at(step) for step in range(10)] == [16] * 3 + [20] * 2 + [24] * 5
+    fit.run()
+    assert [row["pixels"] for row in fit.state.history] == [20, 24, 24], (
+        "validated at the size of the last step"
+    )
     large = small_config(train__epochs=2.5, train__resolution=[{"until": 0.5, "pixels": 400}])
     assert small_task(workspace, large).pixels_at(0) == 16, "pictures are never scaled up"
 

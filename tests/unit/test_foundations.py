@@ -138,3 +138,20 @@ def test_what_must_outlive_a_stage_lies_at_dvc_root(tmp_path: Path) -> None:
         assert path.is_relative_to(tmp_path / "home")
     assert workspace.is_temporary
     assert Workspace.at(tmp_path, {}).home == tmp_path and not Workspace.at(tmp_path, {}).is_temporary
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../beside", "a/b", "*", "/"])
+def test_a_name_that_leads_elsewhere_removes_nothing(tmp_path: Path, name: str) -> None:
+    """It may come out of a model.json of somebody else."""
+    for folder in ("parent/a/b", "beside"):
+        (tmp_path / folder).mkdir(parents=True)
+    files.remove_folder(tmp_path / "parent", name)
+    files.remove_folder(tmp_path / "parent", str(tmp_path / "beside"))
+    assert (tmp_path / "parent/a/b").is_dir() and (tmp_path / "beside").is_dir()
+
+
+def test_the_folder_of_a_name_is_removed_with_all_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "c").mkdir()
+    files.remove_folder(tmp_path, "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]

@@ -34,7 +34,8 @@ def test_a_store_that_fails_is_named_in_one_warning_and_tried_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender_module, "FIRST_PAUSE_SECONDS", 0.01)
-    failures = [ConnectionError("refused"), ConnectionError("refused"), ConnectionError("refused")]
+    refused = ConnectionError("refused by http://me:se@cret@127.0.0.1:9/api")
+    failures = [refused] * 3
     recovered = threading.Event()
 
     def send() -> None:
@@ -48,7 +49,8 @@ def test_a_store_that_fails_is_named_in_one_warning_and_tried_again(
         assert recovered.wait(5)
         assert sender.close(timeout_seconds=5)
     assert [record.message for record in caplog.records] == [
-        "MLflow at http://x cannot be reached, or refuses (ConnectionError: refused). "
+        "MLflow at http://x cannot be reached, or refuses "
+        "(ConnectionError: refused by http://127.0.0.1:9/api). "
         "The stage goes on; its journal keeps everything."
     ]
 

@@ -6,7 +6,6 @@ an equal metric, parameters and tags are filled in, files are overwritten, model
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from cifarflow.config.schema import MlflowConfig
-from cifarflow.errors import TrackingError
+from cifarflow.errors import TrackingError, without_passwords
 from cifarflow.tracking.identity import PipelineState
 from cifarflow.tracking.journal import Event, Journal
 from cifarflow.tracking.mlflow_replay import RunReplay, retry_when_locked
@@ -45,11 +44,6 @@ def tracking_uri(config: MlflowConfig, workspace: Workspace, environ: Mapping[st
 
 def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
-
-
-def without_password(uri: str) -> str:
-    """The address as it may be shown and logged; a password may hold an @."""
-    return re.sub(r"(?<=://)[^/]*@", "", uri)
 
 
 def prepare_environment(config: MlflowConfig) -> None:
@@ -144,7 +138,7 @@ class MlflowTracker:
         if experiment.lifecycle_stage != "active":
             raise TrackingError(
                 f"the MLflow experiment {name!r} (params.yaml: tracking.mlflow.experiment) "
-                f"at {without_password(self.uri)} was deleted. Choose another name, or restore it: "
+                f"at {without_passwords(self.uri)} was deleted. Choose another name, or restore it: "
                 f"`uv run mlflow experiments restore -x {experiment.experiment_id}`."
             )
         return experiment.experiment_id

@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from cifarflow.errors import without_passwords
+
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -76,7 +78,7 @@ class Sender:
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
-            first_line = next(iter(str(error).splitlines()), "")
+            first_line = without_passwords(next(iter(str(error).splitlines()), ""))
             logger.warning(
                 "%s cannot be reached, or refuses (%s: %.300s). The stage goes on; its journal keeps everything.",
                 *(self._target, type(error).__name__, first_line),

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cifarflow.config.schema import TrackingConfig
-from cifarflow.errors import TrackingError
+from cifarflow.errors import TrackingError, without_passwords
 from cifarflow.tracking.identity import PipelineState
 from cifarflow.tracking.journal import all_journals, journals_of
-from cifarflow.tracking.mlflow_tracker import MlflowTracker, without_password
+from cifarflow.tracking.mlflow_tracker import MlflowTracker
 from cifarflow.workspace import Workspace
 
 
@@ -36,7 +36,7 @@ def sync(
         return SyncReport(
             runs_completed=0,
             events_sent=0,
-            failures=(f"{without_password(tracker.uri)}: {_first_line(error)}",),
+            failures=(f"{without_passwords(tracker.uri)}: {_first_line(error)}",),
         )
     return _complete_all(tracker, workspace, known_states(workspace, current=current))
 
@@ -69,4 +69,4 @@ def _complete_all(
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return f"{type(error).__name__}: {without_passwords(next(iter(str(error).splitlines()), ''))}"

@@ -8,10 +8,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cifarflow.config.schema import MlflowConfig, TrackingConfig
-from cifarflow.errors import TrackingError
+from cifarflow.errors import TrackingError, without_passwords
 from cifarflow.tracking.identity import EXPERIMENT_TAG, PipelineState
 from cifarflow.tracking.journal import Journal, JournalWriter, journal_of, journals_of
-from cifarflow.tracking.mlflow_tracker import MlflowTracker, is_server, without_password
+from cifarflow.tracking.mlflow_tracker import MlflowTracker, is_server
 from cifarflow.tracking.sender import Sender
 from cifarflow.tracking.tensorboard import TensorboardView
 from cifarflow.workspace import Workspace
@@ -150,7 +150,7 @@ def _open_sender(config: MlflowConfig, workspace: Workspace, *, state: PipelineS
     def send() -> None:
         store.complete(state, journals_of(workspace, state.identity.stage_keys))
 
-    sender = Sender(send, target=f"MLflow at {without_password(store.uri)}")
+    sender = Sender(send, target=f"MLflow at {without_passwords(store.uri)}")
     sender.notify()
     return sender
 
@@ -160,7 +160,7 @@ def _close_sender(sender: Sender, config: MlflowConfig, workspace: Workspace) ->
     uri = MlflowTracker(config, workspace).uri
     local_seconds = max(LOCAL_PATIENCE_SECONDS, config.timeout_seconds)
     patience = config.timeout_seconds if is_server(uri) else local_seconds
-    if not _close_in_time(sender, patience, store=without_password(uri)):
+    if not _close_in_time(sender, patience, store=without_passwords(uri)):
         logger.warning(
             "MLflow lacks a part of this run; `uv run cifarflow sync` sends the rest from %s.",
             workspace.journals,
