@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,9 +45,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return make_small_pipeline(tmp_path_factory.mktemp("pipeline") / "checkout")
 
 
+def store_of(checkout: Checkout) -> MlflowClient:
+    """Of a copy: MLflow holds a file open under its address, so one that took its place would not be seen."""
+    copy = checkout.root.parent / f"{uuid.uuid4()}.db"
+    shutil.copy(checkout.workspace.mlflow_database, copy)
+    return MlflowClient(f"sqlite:///{copy.as_posix()}")
+
+
 def mlflow_runs(checkout: Checkout) -> list[Run]:
     """All runs of the store, oldest first."""
-    client = MlflowClient(f"sqlite:///{checkout.workspace.mlflow_database.as_posix()}")
+    client = store_of(checkout)
     experiment = client.get_experiment_by_name("cifarflow")
     assert experiment is not None
     return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
@@ -376,8 +384,7 @@ def test_sync_completes_the_record_of_a_training_that_was_killed_here_and_ended_
     assert "The results of `train` came from DVC's cache" in outcome.output
     (run,) = mlflow_runs(elsewhere)
     assert run.info.status == "FINISHED"
-    store = MlflowClient(f"sqlite:///{elsewhere.workspace.mlflow_database.as_posix()}")
-    history = store.get_metric_history(run.info.run_id, "validation_accuracy")
+    history = store_of(elsewhere).get_metric_history(run.info.run_id, "validation_accuracy")
     assert [metric.step for metric in history] == EPOCHS
 
 
