@@ -1,14 +1,16 @@
 """Arithmetic rate of training over that of a large matrix product, in the precision that training uses here.
 
 The operations of a step are counted, not estimated (`torch.utils.flop_counter`: convolutions and matrix products,
-forward and backward, each multiply-add as two; of Winograd's convolutions the fewer products that are left), at each
-size of pictures of the default recipe; its wall time holds everything else as well: augmentation, norms, activations,
-pooling, the optimizer. The product's turns lie between the steps. One convolution alone, the network's largest, shows
-how much of the product's rate the library's convolutions can reach here.
+forward and backward, each multiply-add as two), at each size of pictures of the default recipe. Products with padding
+are not counted, since the library leaves most of them out; of Winograd's convolutions the fewer products that are left
+are. The wall time holds everything else as well: augmentation, norms, activations, pooling, the optimizer. The
+product's turns lie between the steps. One convolution alone, the network's largest, shows how much of the product's
+rate the library's convolutions can reach here.
 
     uv run python -m benchmarks.arithmetic
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,7 +109,7 @@ def step_flops(fit: Fit, kind: Kind) -> int:
     count = min(task.compute.micro_batch_size, task.config.batch_size)
     step = replace(fit.step, optimizers=[])
     step.clear_gradients()
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: added_products}) as counter:
+    with FlopCounterMode(display=False, custom_mapping=COUNTED_HERE) as counter:
         step(task.train.images[:count], task.train.labels[:count], task.preprocess(kind.pixels))
     return counter.get_total_flops() * kind.pictures // count
 
@@ -116,6 +118,36 @@ def added_products(total: Sequence[int], left: Sequence[int], right: Sequence[in
     """Operations of `baddbmm_`, in which Winograd's convolutions gather gradients; the counter does not know it."""
     batch, rows, inner = left
     return 2 * batch * rows * inner * right[2]
+
+
+def convolution_products(images: Sequence[int], filters: Sequence[int], *rest: Any, **_: object) -> int:
+    """Operations of `aten.convolution` on `[N, C, H, W]` by `[D, C, height, width]`, without those with padding."""
+    _, stride, padding, dilation = rest[:4]
+    sides = zip(images[2:], filters[2:], stride, padding, dilation, strict=True)
+    pairs = math.prod(pairs_of_side(*side) for side in sides)
+    return 2 * images[0] * filters[0] * filters[1] * pairs
+
+
+def pairs_of_side(size: int, taps: int, stride: int, padding: int, dilation: int) -> int:
+    """Along one side: how many (output, tap) meet a pixel and not the padding."""
+    outputs = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    met = (output * stride - padding + tap * dilation for output in range(outputs) for tap in range(taps))
+    return sum(0 <= position < size for position in met)
+
+
+def gradient_products(
+    _: Sequence[int], images: Sequence[int], filters: Sequence[int], *rest: Any, **__: object
+) -> int:
+    """Operations of `aten.convolution_backward`: as many as forward for each of the two gradients that is asked for."""
+    of_images, of_filters = rest[-1][:2]
+    return (of_images + of_filters) * convolution_products(images, filters, *rest)
+
+
+COUNTED_HERE = {
+    torch.ops.aten.baddbmm_: added_products,
+    torch.ops.aten.convolution: convolution_products,
+    torch.ops.aten.convolution_backward: gradient_products,
+}
 
 
 class ConvolutionLog(TorchDispatchMode):
@@ -135,7 +167,7 @@ class ConvolutionLog(TorchDispatchMode):
                     filters=tuple(filters.shape),
                     stride=tuple(stride),
                     padding=tuple(padding),
-                    flops=2 * output.numel() * filters[0].numel(),
+                    flops=convolution_products(inputs.shape, filters.shape, *args[2:]),
                 )
             )
         return output

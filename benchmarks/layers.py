@@ -5,7 +5,8 @@
 
 Steps of every kind that the recipe takes run under torch's profiler, over random pictures, and count as often as the
 recipe takes them. Beside a convolution stands how fast it computes, and what part that is of a 2048^3 matrix product's
-rate: which layers arithmetic limits, and what the rest costs.
+rate: which layers arithmetic limits, and what the rest costs. Products with padding are counted here, though the
+library leaves most of them out, so that layers on small maps may come out above the product's rate.
 """
 
 import math

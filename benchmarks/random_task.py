@@ -5,6 +5,7 @@ import torch
 from benchmarks.no_checkpoints import NoCheckpoints
 from benchmarks.setting import PUBLISHED_TRAINING_PICTURES
 from cifarflow.compute.plan import plan_compute
+from cifarflow.compute.processes import Processes
 from cifarflow.config import Config
 from cifarflow.data.augment import Augmentation
 from cifarflow.data.batches import BatchPlan
@@ -15,11 +16,16 @@ from cifarflow.training.task import Pictures, Task
 CLASSES = tuple("0123456789")
 
 
-def random_task(config: Config, *, count: int | None = None) -> Task:
-    """The default recipe's task over random pictures, as many as it trains on unless `count` says otherwise."""
+def random_task(config: Config, *, count: int | None = None, processes: Processes | None = None) -> Task:
+    """The default recipe's task over random pictures, as many as it trains on unless `count` says otherwise.
+
+    The process is set up for its plan, as stages/train.py sets itself up.
+    """
+    processes = processes or Processes()
     if count is None:
         count = round(PUBLISHED_TRAINING_PICTURES * (1 - config.data.validation_fraction))
-    compute = plan_compute(config.train, image_size=32)
+    compute = plan_compute(config.train, image_size=32, processes=processes)
+    compute.take_effect()
     images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8)
     labels = torch.randint(0, 10, (count,))
     pictures = Pictures(images=images.to(compute.device), labels=labels.to(compute.device))
@@ -43,6 +49,7 @@ def random_task(config: Config, *, count: int | None = None) -> Task:
         augmentation=Augmentation(
             images=pictures.images, **config.train.augment.model_dump(), seed=config.seed
         ),
+        processes=processes,
     )
 
 

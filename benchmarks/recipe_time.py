@@ -113,7 +113,7 @@ def our_steps(fit: Fit, config: Config) -> dict[Kind, Callable[[], None]]:
         batch = fit.state.difficulty.hardest(drawn, kind.pictures / len(drawn))
         images = task.augmentation(batch, epoch=0, step=0)
         fit.step.clear_gradients()
-        losses, right = fit.step(images, task.train.labels[batch], task.preprocess(kind.pixels))
+        losses, right = fit.take_step(images, task.train.labels[batch], task.preprocess(kind.pixels))
         fit.state.difficulty.learn(batch, losses, right)
         if config.train.averaging.start < 1:
             fit.state.average_weights()  # counted in every step, though the early ones do without

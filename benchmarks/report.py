@@ -15,7 +15,7 @@ from cifarflow.provenance import processor_name
 
 VERSIONS = ("torch", "torchvision", "numpy", "mlflow", "onnxruntime")
 GIB = 1 << 30
-HEAD = "| what | against | goal | measured: median (min to max, rounds) | met? |\n|---|---|---|---|---|"
+HEAD = "| what | against | goal | measured (min to max, rounds) | met? |\n|---|---|---|---|---|"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,9 @@ def page(runs: Sequence[Run], *, facts: Mapping[str, str], quick: bool) -> str:
     parts = [
         "# Benchmarks",
         "Written by `uv run python -m benchmarks`, not by hand. Both sides of a ratio were measured in turns in one "
-        "run, since the machine may have had other work. Min and max are those of single rounds.",
+        "run, since the machine may have had other work. A figure is the median over rounds; where it is a ratio of "
+        "whole trainings, put together from steps of several kinds, it is the ratio of two sums of medians. Min and max "
+        "are those of single rounds.",
     ]
     if quick:
         parts.append(
