@@ -34,7 +34,7 @@ def page(runs: Sequence[Run], *, facts: Mapping[str, str], quick: bool) -> str:
         "# Benchmarks",
         "Written by `uv run python -m benchmarks`, not by hand. Both sides of a ratio were measured in turns in one "
         "run, since the machine may have had other work. A figure is the median over rounds; where it is a ratio of "
-        "whole trainings, put together from steps of several kinds, it is the ratio of two sums of medians. Min and max "
+        "whole trainings, put together from steps of several kinds, it is one of two sums of medians. Min and max "
         "are those of single rounds.",
     ]
     if quick:
