@@ -212,6 +212,7 @@ def experiment(workspace: Workspace, key: str) -> None:
         train(workspace, identity(train=key), epochs=epochs, config=tracking(timeout_seconds=60))
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a fork that is safe, which Linux alone has")
 def test_a_sweep_beside_the_ui_arrives_whole_and_the_ui_answers_all_the_time(workspace: Workspace) -> None:
     with mlflow_ui(workspace) as address:

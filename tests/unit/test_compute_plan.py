@@ -154,3 +154,24 @@ def test_a_convolution_where_it_is_not_for_is_a_clear_error(changes: dict[str, A
 def test_a_missing_gpu_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"train\.device is 'cuda'.*Use auto or cpu"):
         plan(device="cuda")
+
+
+GPU = torch.device("cuda")
+
+
+def test_what_a_gpu_gets_needs_none_to_be_looked_at() -> None:
+    config = small_config(train__batch_size=50, train__micro_batch_size="auto").train
+    assert choices.choose_micro_batch(config, GPU, 32)[0] == 50
+    alone, together = (choices.choose_graphs("auto", GPU, Processes(count=count)) for count in (1, 2))
+    assert alone[0] and not together[0] and "in several processes" in together[1]
+    with pytest.raises(ConfigError, match="cuda_graphs is true, but there are none in several processes"):
+        choices.choose_graphs(True, GPU, Processes(count=2))
+    for precision in ("fp32", "bf16"):
+        chosen, reason = choices.choose_convolution(
+            "auto", device=GPU, precision=precision, layout=torch.channels_last, compiles=False
+        )
+        assert chosen == "direct" and "on cuda" in reason
+    with pytest.raises(ConfigError, match=r"'taps', which there is not on cuda"):
+        choices.choose_convolution(
+            "taps", device=GPU, precision="bf16", layout=torch.channels_last, compiles=False
+        )

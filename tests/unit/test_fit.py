@@ -16,10 +16,13 @@ from cifarflow.data.packed import read_split
 from cifarflow.errors import ConfigError, MissingInputError, TrainingError
 from cifarflow.models import create_model
 from cifarflow.models.speednet import SpeedNet
+from cifarflow.training import interrupts
 from cifarflow.training import task as task_module
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
+from cifarflow.training.graphs import RecordedStep
 from cifarflow.training.interrupts import TrainingInterrupted
+from cifarflow.training.watch import LossWatch
 from cifarflow.workspace import Workspace
 from tests.support.small import small_config, small_fit, small_task, small_workspace
 
@@ -281,6 +284,42 @@ def with_dropout(workspace: Workspace, folder: Path, *, seed: int = 1) -> Fit:
     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
     torch.seed()
     return Fit.start(small_task(workspace, config), model, checkpoints=fresh(folder), on_epoch=lambda _: None)
+
+
+def test_steps_that_draw_at_random_are_not_recorded(workspace: Workspace, tmp_path: Path) -> None:
+    """On a GPU; choosing it needs none."""
+    drawing, plain = (
+        with_dropout(workspace, tmp_path),
+        small_fit(workspace, small_config(), checkpoints=fresh(tmp_path)),
+    )
+    for fit, recorded in ((drawing, False), (plain, True)):
+        task = replace(fit.task, compute=replace(fit.task.compute, cuda_graphs=True))
+        again = Fit.start(task, fit.state.model, checkpoints=fresh(tmp_path), on_epoch=lambda _: None)
+        assert isinstance(again.take_step, RecordedStep) == recorded
+
+
+def test_a_state_with_a_loss_that_is_not_finite_is_never_saved(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where losses are looked at seldom."""
+    monkeypatch.setattr(LossWatch, "is_due", lambda _: False)
+    config = small_config(**{**COURSE, "train__optimizer__sgd__learning_rate": 1e30})
+    with pytest.raises(TrainingError, match="the loss became"):
+        small_fit(workspace, config, checkpoints=fresh(tmp_path, interval_seconds=0.0)).run()
+    for saved in tmp_path.iterdir():
+        assert torch.load(saved, weights_only=True)["step"] <= 2, "the first steps may still be finite"
+
+
+def test_a_second_signal_ends_at_once_where_the_first_is_not_the_same_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 0.5, 10.0])
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: next(clock))
+    with pytest.raises(TrainingInterrupted, match="stopped at once"), interrupts.Interrupts() as open_now:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # torchrun's, a moment later
+        assert open_now.requested
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_dropout_draws_the_same_after_a_stop(workspace: Workspace, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from cifarflow.config.schema import MlflowConfig, TensorboardConfig, TrackingConfig
 from cifarflow.tracking.identity import DatasetRecord, PipelineState, RunIdentity
 from cifarflow.tracking.journal import Journal, JournalWriter, all_journals, journal_of, journals_of
+from cifarflow.tracking.tracker import has_writer, open_tracker
 from cifarflow.workspace import Workspace
 
 
@@ -151,6 +153,21 @@ def test_the_state_key_follows_every_stage_key_and_not_their_order() -> None:
     state_key = RunIdentity(run_key="a", stage_keys={"train": "a", "evaluate": "b"}).state_key
     assert RunIdentity(run_key="a", stage_keys={"evaluate": "b", "train": "a"}).state_key == state_key
     assert RunIdentity(run_key="a", stage_keys={"train": "a", "evaluate": "c"}).state_key != state_key
+
+
+def test_a_record_has_a_writer_while_a_stage_is_open(tmp_path: Path) -> None:
+    config = TrackingConfig(
+        mlflow=MlflowConfig(enabled=False, uri=None, experiment="x", timeout_seconds=1),
+        tensorboard=TensorboardConfig(enabled=False, pictures=0, graph=False, histograms=False),
+    )
+    keys = {"train": "a" * 64, "evaluate": "b" * 64, "export": "c" * 64}
+    state = PipelineState(identity=RunIdentity(run_key="a" * 64, stage_keys=keys), params={}, tags={})
+    workspace = Workspace.at(tmp_path, {})
+    record = journal_of(workspace, "train", "a" * 64)
+    assert not has_writer(record)
+    with open_tracker("train", state, tracking=config, workspace=workspace):
+        assert has_writer(record) and not record.is_finished
+    assert not has_writer(record) and record.is_finished
 
 
 def test_a_record_is_finished_when_its_stage_came_to_its_end(journal: Journal) -> None:
