@@ -81,5 +81,6 @@ class Reference:
             logits = self.model(pixels)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING, reduction="sum")
         loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
+        with self.compute.optimizer_autocast():  # the record's own Muon computes in bf16
+            for optimizer in self.optimizers:
+                optimizer.step()

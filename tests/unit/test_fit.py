@@ -286,6 +286,19 @@ def with_dropout(workspace: Workspace, folder: Path, *, seed: int = 1) -> Fit:
     return Fit.start(small_task(workspace, config), model, checkpoints=fresh(folder), on_epoch=lambda _: None)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_optimizers_compute_in_the_precision_of_the_training(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    seen: list[bool] = []
+    fit = small_fit(workspace, small_config(train__precision=precision), checkpoints=fresh(tmp_path))
+    monkeypatch.setattr(
+        fit.state.optimizers[0], "step", lambda: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    fit.run()
+    assert set(seen) == {precision == "bf16"}
+
+
 def test_steps_that_draw_at_random_are_not_recorded(workspace: Workspace, tmp_path: Path) -> None:
     """On a GPU; choosing it needs none."""
     drawing, plain = (

@@ -91,6 +91,18 @@ def test_orthogonalise_is_the_iteration_of_its_source_written_out(shape: tuple[i
     )
 
 
+def test_orthogonalise_in_bf16_is_the_same_direction_within_its_rounding() -> None:
+    torch.manual_seed(0)
+    matrices = [torch.randn(rows, columns) for rows, columns in ((48, 216), (128, 432), (256, 1152))]
+    exact = orthogonalise(matrices, steps=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = orthogonalise(matrices, steps=3)
+    for one, other in zip(rounded, exact, strict=True):
+        assert one.dtype == torch.float32 and not torch.equal(one, other)
+        assert (one - other).norm() < 0.05 * other.norm()
+        assert torch.linalg.svdvals(one).max() < 1.6
+
+
 def test_orthogonalise_keeps_singular_vectors() -> None:
     torch.manual_seed(0)
     matrix = torch.randn(12, 40)

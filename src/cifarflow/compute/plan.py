@@ -34,6 +34,12 @@ class ComputePlan:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             yield
 
+    def optimizer_autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Around the optimizers: on a processor Muon's products are in bf16 where training is, on a GPU in TF32."""
+        return torch.autocast(
+            "cpu", torch.bfloat16, enabled=(self.device.type, self.precision) == ("cpu", "bf16")
+        )
+
     def convolutions(self) -> contextlib.AbstractContextManager[object]:
         """Around a forward pass that is trained on."""
         return OwnConvolutions(self.convolution) if self.convolution in METHODS else contextlib.nullcontext()

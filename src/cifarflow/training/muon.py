@@ -100,7 +100,8 @@ def _normalise(parameters: list[Tensor]) -> None:
 def orthogonalise(matrices: list[Tensor], *, steps: int, eps: float = 1e-7) -> list[Tensor]:
     """Move the singular values of each matrix [rows, columns] near 1 by Newton-Schulz iterations, in float32.
 
-    A few steps leave them roughly within 0.5 and 1.5, which serves as well as an exact polar factor (Jordan et al.).
+    A few steps leave them roughly within 0.5 and 1.5, which serves as well as an exact polar factor (Jordan et al.); so
+    do products in bf16, which is what autocast makes of them.
     """
     wide = [(one.T if _is_tall(one) else one).float() for one in matrices]
     lengths = torch._foreach_norm(wide)

@@ -48,8 +48,9 @@ class Step:
             found[:, part] = self._learn(images[part], labels[part], preprocess, batch_size=len(images))
         if combination is not None:
             combination.add_up(found)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        with self.compute.optimizer_autocast():
+            for optimizer in self.optimizers:
+                optimizer.step()
         return found[0], found[1].bool()
 
     def _learn(
