@@ -42,7 +42,6 @@ def put_in_place(name: str, workspace: Workspace) -> Replacement:
     """Make params.yaml the recipe `name`; the old file is kept first, and equal values leave it as it is.
 
     An old file that is a recipe to the byte is not kept: it would take the place of one with a person's own values.
-
     A params.yaml that cannot be used is replaced too: this is the way out of it.
     Raises UnknownNameError, or ConfigError when the recipe itself has faults.
     """

@@ -20,7 +20,8 @@ from cifarflow.workspace import Workspace
 
 RESTORED_TAG = "cifarflow.restored"
 PLOTS = (".csv", ".png")
-UPSTREAM, REPORTING = ("download", "prepare"), ("train", "evaluate", "export")
+REPORTING = ("train", "evaluate", "export")
+MAKING_THE_MODEL = ("download", "prepare", "train")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +41,10 @@ def restore_records(config: Config, workspace: Workspace) -> Restored:
     that DVC would run again is left out: its files belong to other params or other code. Raises TrackingError.
     """
     state = current_state(config, workspace)
-    outdated = _outdated_stages(workspace) if state is not None else None
-    if state is None or outdated is None:
+    if state is None:
+        return Restored(stages=[], state=None)
+    outdated = _outdated_stages(workspace)
+    if outdated is None:
         return Restored(stages=[], state=None)
     reports: dict[str, tuple[str, Callable[[Workspace, Tracker], None]]] = {
         "train": ("train", _report_train),
@@ -56,7 +59,7 @@ def restore_records(config: Config, workspace: Workspace) -> Restored:
             with open_tracker(stage, state, tracking=config.tracking, workspace=workspace) as tracker:
                 report(workspace, tracker)
             restored.append(stage)
-    return Restored(stages=restored, state=None if outdated & set(reports) else state)
+    return Restored(stages=restored, state=None if outdated & set(REPORTING) else state)
 
 
 def current_state(config: Config, workspace: Workspace) -> PipelineState | None:
@@ -99,7 +102,7 @@ def _outdated_stages(workspace: Workspace) -> set[str] | None:
     status = json.loads(done.stdout)
     # DVC names the stage that changed and not those behind it. Files that are missing here (raw data, which nobody
     # pulled) do not make a result another.
-    behind = REPORTING if any(_differs(status.get(stage)) for stage in (*UPSTREAM, "train")) else ()
+    behind = REPORTING if any(_differs(status.get(stage)) for stage in MAKING_THE_MODEL) else ()
     return {*status, *behind}
 
 
