@@ -6,9 +6,9 @@ Needs the pictures (`uv run dvc repro prepare`) and a clone of github.com/Keller
     uv run python -m benchmarks.gpu_time --recipe cifar96 --target 0.96 --runs 10 --keep gpu-96 \\
         --script ../cifar10-airbench/airbench96_faster.py
 
-A training is timed alike on both sides: first weights, steps and test-time augmentation. Not counted are a first
-training, in which kernels are chosen and compiled, and the accuracy after each epoch. The record trains on all 50,000
-pictures, ours without those held out.
+A training is timed alike on both sides: whitening, steps and test-time augmentation. Not counted are the other first
+weights, a first training, in which kernels are chosen and compiled, and the accuracy after each epoch. The record
+trains on all 50,000 pictures, ours without those held out.
 """
 
 import argparse

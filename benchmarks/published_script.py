@@ -13,12 +13,12 @@ RUNS = re.compile(r"range\(200\)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """One training from first weights to accuracy on the test split."""
+    """One training, and what it reaches on the test split."""
 
     accuracy: float
     """With test-time augmentation, in [0, 1]."""
     seconds: float
-    """First weights, steps and test-time augmentation; neither compiling nor the accuracy after each epoch."""
+    """Whitening, steps and test-time augmentation; no other first weights, compiling, or accuracy after each epoch."""
 
 
 def run_script(script: Path, *, runs: int) -> list[Training]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,13 @@ def test_what_is_asked_for_is_taken() -> None:
     plan().take_effect()
     assert not torch.backends.cudnn.allow_tf32, "in fp32, convolutions are in fp32 on a GPU too"
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_convolutions_are_chosen_by_trial_where_code_is_compiled_and_may_differ() -> None:
+    for compiles, deterministic in ((True, False), (True, True), (False, False)):
+        replace(plan(), compile=compiles, deterministic=deterministic).take_effect()
+        assert torch.backends.cudnn.benchmark == (compiles and not deterministic)
+    plan().take_effect()
 
 
 @pytest.mark.parametrize(

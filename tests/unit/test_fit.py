@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,37 @@ def test_deterministic_and_compiled_trainings_end_with_the_same_weights(
         fit.run()
         assert_equal_weights(weights(fit), weights(plain))
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler, c++")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch about itself
+def test_a_step_by_generated_code_learns_as_one_by_torchs_own(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16, where generated code rounds elsewhere: what looks for equal numbers in the gradient finds none."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "generated"))
+    short = {
+        "train__precision": "bf16",
+        "train__epochs": 0.5,
+        "train__micro_batch_size": 50,
+        "train__selection": [],
+        "train__optimizer__muon__input_bias_until": 1.0,  # so that one code serves all steps
+    }
+    plain, generated = (
+        small_fit(
+            workspace,
+            small_config(**short, train__compile=compiles),
+            checkpoints=fresh(tmp_path / str(compiles)),
+        )
+        for compiles in (False, True)
+    )
+    for fit in (plain, generated):
+        fit.run()
+    assert generated.state.step == 2
+    for name, tensor in weights(generated).items():
+        assert torch.isfinite(tensor).all(), name
+    losses = [fit.state.history[-1]["train_loss"] for fit in (plain, generated)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
 class SignalAt(Checkpoints):

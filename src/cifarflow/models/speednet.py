@@ -92,7 +92,9 @@ class SpeedNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.groups(F.gelu(self.whiten(images)))
-        return self.head(features.amax(dim=(2, 3)))
+        # Not `amax`: its gradient looks for the pixels that equal the maximum, and in a compiled step, which rounds the
+        # two differently, there may be none (0 / 0). Pooling remembers where the maximum was.
+        return self.head(F.max_pool2d(features, features.shape[2:]).flatten(1))
 
 
 class ConvGroup(nn.Module):

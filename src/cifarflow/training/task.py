@@ -127,11 +127,15 @@ class Task:
                 **config.options(),
             )
         model = model.to(device=self.compute.device, memory_format=self.compute.memory_format)  # pyright: ignore[reportCallIssue]
+        self.whiten(model)
+        self._check_sizes(model, config.name)
+        return model
+
+    def whiten(self, model: nn.Module) -> None:
+        """Set the first layer of a network that has one to whiten its input, by the training pictures."""
         if hasattr(model, "init_whiten"):
             full = self.dataset.image_size
             model.init_whiten(self.preprocess(full)(self.train.images[: max(1, WHITENING_PIXELS // full**2)]))
-        self._check_sizes(model, config.name)
-        return model
 
     def _check_sizes(self, model: nn.Module, name: str) -> None:
         """The smallest micro-batch of each size goes through a copy now, not after the hour that comes before it."""
