@@ -1,8 +1,8 @@
 """The registry of architectures; each file of this folder adds one."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from cifarflow.registry import Registry
 
@@ -14,6 +14,15 @@ class ModelBuilder(Protocol):
     """
 
     def __call__(self, *, num_classes: int, image_size: int) -> nn.Module: ...
+
+
+@runtime_checkable
+class WhitensInput(Protocol):
+    """What a network has whose first layer is made from the training pictures."""
+
+    def init_whiten(self, images: Tensor) -> None:
+        """`images` are normalised, float32 `[N, 3, H, W]`."""
+        ...
 
 
 MODELS: Registry[ModelBuilder] = Registry("model")

@@ -16,6 +16,7 @@ from cifarflow.data.packed import DatasetInfo, read_dataset, read_split
 from cifarflow.errors import ConfigError
 from cifarflow.models import create_model
 from cifarflow.models.preprocess import Preprocess
+from cifarflow.models.registry import WhitensInput
 from cifarflow.training.difficulty import kept_of
 from cifarflow.workspace import Workspace
 
@@ -133,7 +134,7 @@ class Task:
 
     def whiten(self, model: nn.Module) -> None:
         """Set the first layer of a network that has one to whiten its input, by the training pictures."""
-        if hasattr(model, "init_whiten"):
+        if isinstance(model, WhitensInput):
             full = self.dataset.image_size
             model.init_whiten(self.preprocess(full)(self.train.images[: max(1, WHITENING_PIXELS // full**2)]))
 
