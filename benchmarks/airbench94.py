@@ -71,7 +71,10 @@ class Reference:
             {"params": [bias, *biases], "lr": 0.053, "weight_decay": 2e-6 * BATCH_SIZE / 0.053},
             {"params": [self.model.head.weight], "lr": 0.67, "weight_decay": 2e-6 * BATCH_SIZE / 0.67},
         ]
-        self.optimizers = [torch.optim.SGD(groups, momentum=0.85, nesterov=True), Muon(filters, lr=0.24)]
+        self.optimizers = [
+            torch.optim.SGD(groups, momentum=0.85, nesterov=True),
+            Muon(filters, lr=0.24, momentum=0.6),
+        ]
 
     def step(self, pixels: Tensor, labels: Tensor, *, number: int) -> None:
         """Step `number` of `steps()`, on float pixels `[2000, 3, 32, 32]` and int64 labels."""

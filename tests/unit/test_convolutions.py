@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from cifarflow.compute import taps, winograd
 from cifarflow.compute.convolutions import METHODS, OwnConvolutions, taps_pay, winograd_pays
 from cifarflow.compute.winograd import Tiling, Transforms
-from cifarflow.models import create_model
-from cifarflow.models.resnet import resnet18
-from cifarflow.models.speednet import speednet
+from tests.support.networks import network
 
 ROUNDING = 2e-5  # of float32, relative to the largest value; measured: 3e-6 at most
 
@@ -240,9 +238,9 @@ def gradients(
 @pytest.mark.parametrize(
     ("method", "build", "layers"),
     [
-        ("winograd", speednet, 4),
-        ("winograd", partial(resnet18, image_size=32), 9),
-        ("taps", partial(create_model, "speednet", image_size=32, depth=3), 2),
+        ("winograd", partial(network, "speednet", widths=(64, 256, 256), depth=2), 4),
+        ("winograd", partial(network, "resnet18"), 9),
+        ("taps", partial(network, "speednet", widths=(64, 256, 256), depth=3), 2),
     ],
 )
 def test_a_network_learns_the_same_with_it(
@@ -250,7 +248,7 @@ def test_a_network_learns_the_same_with_it(
 ) -> None:
     """The gradient of all weights is as near to that of float64 as the library's, within a factor."""
     torch.manual_seed(1)
-    model = build(num_classes=10).to(memory_format=torch.channels_last).train()
+    model = build().to(memory_format=torch.channels_last).train()
     images, labels = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
     exact = gradients(copy.deepcopy(model).double(), images.double(), labels)
     library = gradients(model, images, labels)

@@ -15,7 +15,6 @@ from torch import nn
 
 from cifarflow.data.packed import read_split
 from cifarflow.errors import ConfigError, MissingInputError, TrainingError
-from cifarflow.models import create_model
 from cifarflow.models.speednet import SpeedNet
 from cifarflow.training import interrupts
 from cifarflow.training import task as task_module
@@ -25,6 +24,7 @@ from cifarflow.training.graphs import RecordedStep
 from cifarflow.training.interrupts import TrainingInterrupted
 from cifarflow.training.watch import LossWatch
 from cifarflow.workspace import Workspace
+from tests.support.networks import network
 from tests.support.small import small_config, small_fit, small_task, small_workspace
 
 COURSE = {
@@ -66,7 +66,7 @@ def test_the_loop_is_the_loop_of_the_course_written_out(workspace: Workspace, tm
     fit.run()
 
     torch.manual_seed(config.seed)
-    model = create_model("tudui", num_classes=10, image_size=16)
+    model = network("tudui", image_size=16)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.train.optimizer.sgd.learning_rate)
     split, dataset = read_split(workspace.split("train")), fit.task.dataset
     pixels = torch.from_numpy(split.images).permute(0, 3, 1, 2).float() / 255

@@ -1,5 +1,6 @@
 """What every registered network can do, and what the course's network is made of."""
 
+import inspect
 import io
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import nn
 from cifarflow.config.schema import ModelConfig
 from cifarflow.errors import UnknownNameError
 from cifarflow.models import MODELS, create_model
-from cifarflow.training.optimizers import split_by_role
+from cifarflow.registry import Registry
+from cifarflow.training.optimizers import OPTIMIZERS, split_by_role
+from tests.support.networks import network
 
 SMALL = [name for name in MODELS.names() if name != "vgg16"]  # 134 million weights: tested by shape alone
 
@@ -21,17 +24,24 @@ def test_params_yaml_can_name_exactly_the_registered_models() -> None:
     assert sorted(names) == MODELS.names()
 
 
+@pytest.mark.parametrize("registry", [MODELS, OPTIMIZERS])
+def test_what_params_yaml_decides_has_no_default_in_code(registry: Registry[Any]) -> None:
+    for name in registry.names():
+        parameters = inspect.signature(registry.get(name)).parameters.values()
+        assert all(one.default is one.empty for one in parameters), name
+
+
 @pytest.mark.parametrize("image_size", [32, 48])
 @pytest.mark.parametrize("name", SMALL)
 def test_every_model_gives_logits_for_any_number_of_classes(name: str, image_size: int) -> None:
-    model = create_model(name, num_classes=7, image_size=image_size).eval()
+    model = network(name, num_classes=7, image_size=image_size).eval()
     assert model(torch.randn(2, 3, image_size, image_size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_model_learns_one_batch_and_trains_every_weight(name: str) -> None:
     torch.manual_seed(0)
-    model = create_model(name, num_classes=10, image_size=32)
+    model = network(name)
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-3)
@@ -51,7 +61,7 @@ def test_the_seed_decides_the_first_weights(name: str) -> None:
     def first_weights() -> bytes:
         torch.manual_seed(3)
         buffer = io.BytesIO()
-        torch.save(create_model(name, num_classes=10, image_size=32).state_dict(), buffer)
+        torch.save(network(name).state_dict(), buffer)
         return buffer.getvalue()
 
     assert first_weights() == first_weights()
@@ -59,7 +69,7 @@ def test_the_seed_decides_the_first_weights(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_roles_of_parameters_cover_each_exactly_once(name: str) -> None:
-    model = create_model(name, num_classes=10, image_size=32)
+    model = network(name)
     roles = split_by_role(model)
     found = [id(p) for group in (roles.filters, roles.head, roles.input_bias, roles.norms) for p in group]
     assert sorted(found) == sorted(id(p) for p in model.parameters() if p.requires_grad)
@@ -68,17 +78,17 @@ def test_the_roles_of_parameters_cover_each_exactly_once(name: str) -> None:
 
 
 def test_tudui_is_the_network_of_the_course() -> None:
-    layers = [type(layer).__name__ for layer in create_model("tudui", num_classes=10, image_size=32)]  # pyright: ignore
+    layers = [type(layer).__name__ for layer in network("tudui")]  # pyright: ignore
     assert layers == ["Conv2d", "MaxPool2d"] * 3 + ["Flatten", "Linear", "Linear"]
-    model = create_model("tudui", num_classes=10, image_size=32)
+    model = network("tudui")
     shapes = [tuple(parameter.shape) for parameter in model.parameters() if parameter.ndim > 1]
     assert shapes == [(32, 3, 5, 5), (32, 32, 5, 5), (64, 32, 5, 5), (64, 1024), (10, 64)]
 
 
 def test_tudui_variants() -> None:
-    one_layer = create_model("tudui", num_classes=10, image_size=32, hidden=None)
+    one_layer = network("tudui", hidden=None)
     assert [p.shape for p in one_layer.parameters() if p.ndim == 2] == [(10, 1024)]
-    rich = create_model("tudui", num_classes=10, image_size=32, activation="relu", batch_norm=True)
+    rich = network("tudui", activation="relu", batch_norm=True)
     kinds = [type(module) for module in rich.modules()]
     assert kinds.count(nn.ReLU) == 4
     assert kinds.count(nn.BatchNorm2d) == 3
@@ -89,7 +99,7 @@ def test_tudui_variants() -> None:
 )
 def test_vgg16_is_adapted_in_both_ways(head: str, last: list[tuple[int, int]]) -> None:
     with torch.device("meta"):  # shapes without 134 million numbers
-        model = create_model("vgg16", num_classes=10, image_size=32, head=head)
+        model = network("vgg16", head=head)
     linears = [tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Linear)]
     assert linears[-len(last) :] == last
     assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
@@ -103,7 +113,7 @@ def test_an_unknown_model_is_named_with_the_nearest() -> None:
 def test_speednet_halves_odd_sizes_as_padding_and_pooling_would() -> None:
     """Outputs that a pool drops are not computed: the result must be that of the plain layers."""
     torch.manual_seed(0)
-    group: Any = create_model("speednet", num_classes=10, image_size=32).eval().get_submodule("groups.0")
+    group: Any = network("speednet", depth=2).eval().get_submodule("groups.0")
     pixels = torch.randn(2, 24, 31, 30)
     plain = F.max_pool2d(F.conv2d(pixels, group.conv1.weight, padding=1), 2)
     plain = F.gelu(group.norm1(plain))
@@ -113,7 +123,7 @@ def test_speednet_halves_odd_sizes_as_padding_and_pooling_would() -> None:
 
 def test_speednet_of_depth_3_adds_what_went_into_the_second_convolution() -> None:
     torch.manual_seed(0)
-    model: Any = create_model("speednet", num_classes=10, image_size=32, widths=(4, 8, 8), depth=3).eval()
+    model: Any = network("speednet", widths=(4, 8, 8), depth=3).eval()
     assert len(split_by_role(model).filters) == 9
     group = model.get_submodule("groups.1")
     pixels = torch.randn(2, 4, 14, 14)
@@ -121,16 +131,14 @@ def test_speednet_of_depth_3_adds_what_went_into_the_second_convolution() -> Non
     second = F.gelu(group.norm2(F.conv2d(first, group.conv2.weight, padding=1)))
     third = group.norm3(F.conv2d(second, group.conv3.weight, padding=1))
     torch.testing.assert_close(group(pixels), F.gelu(third + first))
-    assert not hasattr(
-        create_model("speednet", num_classes=10, image_size=32).get_submodule("groups.1"), "conv3"
-    )
+    assert not hasattr(network("speednet", depth=2).get_submodule("groups.1"), "conv3")
 
 
 def test_speednet_whitening_makes_patches_uncorrelated_with_unit_spread() -> None:
     torch.manual_seed(0)
     mix = torch.randn(3, 3)
     images = torch.einsum("ij,njhw->nihw", mix, torch.randn(200, 3, 16, 16))
-    model: Any = create_model("speednet", num_classes=10, image_size=16)
+    model: Any = network("speednet", image_size=16)
     model.init_whiten(images)
     with torch.no_grad():
         outputs = model.whiten(images)[:, :12].permute(1, 0, 2, 3).flatten(1)

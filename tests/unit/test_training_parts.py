@@ -116,11 +116,11 @@ def test_muon_state_survives_a_round_trip() -> None:
     def trained(resume_after: int | None) -> torch.Tensor:
         torch.manual_seed(0)
         filters = nn.Parameter(torch.randn(4, 3, 3, 3))
-        optimizer = Muon([filters], lr=0.1)
+        optimizer = Muon([filters], lr=0.1, momentum=0.6)
         for step in range(4):
             if step == resume_after:
                 saved = optimizer.state_dict()
-                optimizer = Muon([filters], lr=0.1)
+                optimizer = Muon([filters], lr=0.1, momentum=0.6)
                 optimizer.load_state_dict(saved)
             filters.grad = torch.randn(filters.shape, generator=torch.Generator().manual_seed(step))
             optimizer.step()
@@ -131,7 +131,7 @@ def test_muon_state_survives_a_round_trip() -> None:
 
 def test_muon_refuses_what_is_no_filter() -> None:
     with pytest.raises(ValueError, match=r"4-D convolution filters, got shape \(3,\)"):
-        Muon([nn.Parameter(torch.zeros(3))])
+        Muon([nn.Parameter(torch.zeros(3))], lr=0.1, momentum=0.6)
 
 
 def test_a_group_is_frozen_when_its_time_is_over() -> None:

@@ -11,9 +11,8 @@ from cifarflow.config.schema import TrainConfig
 from cifarflow.errors import ConfigError
 
 COMPILERS = ("c++", "g++", "clang++")
-LEAST_MICRO_BATCH = (
-    2  # batch normalisation learns nothing from one picture, and refuses it where a map is one pixel
-)
+LEAST_MICRO_BATCH = 2
+"""Batch normalisation learns nothing from one picture, and refuses it where a map is one pixel."""
 
 
 def choose_device(device: str) -> tuple[torch.device, str]:

@@ -1,19 +1,17 @@
 """The registry of architectures; each file of this folder adds one."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from cifarflow.registry import Registry
 
+ModelBuilder = Callable[..., nn.Module]
+"""Builds a network from plain keywords: `num_classes`, `image_size`, and the options of its section in params.yaml.
 
-class ModelBuilder(Protocol):
-    """Builds a network from plain keyword options.
-
-    It takes normalised float pictures `[N, 3, image_size, image_size]` and gives logits `[N, num_classes]`.
-    """
-
-    def __call__(self, *, num_classes: int, image_size: int) -> nn.Module: ...
+It takes normalised float pictures `[N, 3, image_size, image_size]` and gives logits `[N, num_classes]`.
+"""
 
 
 @runtime_checkable

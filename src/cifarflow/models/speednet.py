@@ -25,11 +25,10 @@ WHITEN_KERNEL_SIZE = 2
 def speednet(
     *,
     num_classes: int,
-    image_size: int = 32,
-    widths: tuple[int, int, int] = (64, 256, 256),
-    depth: int = 2,
-    batch_norm_momentum: float = 0.06,
-    batch_norm_eps: float = 1e-5,
+    image_size: int,
+    widths: tuple[int, int, int],
+    depth: int,
+    batch_norm_momentum: float,
 ) -> SpeedNet:
     """Build the network; the caller seeds torch first, since filters and head are drawn here.
 
@@ -45,7 +44,6 @@ def speednet(
         widths=widths,
         depth=depth,
         batch_norm_momentum=batch_norm_momentum,
-        batch_norm_eps=batch_norm_eps,
     )
 
 
@@ -59,7 +57,6 @@ class SpeedNet(nn.Module):
         widths: tuple[int, int, int],
         depth: int,
         batch_norm_momentum: float,
-        batch_norm_eps: float,
     ) -> None:
         super().__init__()
         whiten_width = 2 * 3 * WHITEN_KERNEL_SIZE**2
@@ -69,7 +66,7 @@ class SpeedNet(nn.Module):
         widths_in = (whiten_width, *widths[:-1])
         self.groups = nn.Sequential(
             *(
-                ConvGroup(width_in, width_out, depth=depth, momentum=batch_norm_momentum, eps=batch_norm_eps)
+                ConvGroup(width_in, width_out, depth=depth, momentum=batch_norm_momentum)
                 for width_in, width_out in zip(widths_in, widths, strict=True)
             )
         )
@@ -103,16 +100,16 @@ class ConvGroup(nn.Module):
     With a `depth` of 3 a third convolution follows, and what went into the second is added to what comes out of it.
     """
 
-    def __init__(self, width_in: int, width_out: int, *, depth: int, momentum: float, eps: float) -> None:
+    def __init__(self, width_in: int, width_out: int, *, depth: int, momentum: float) -> None:
         super().__init__()
         self.conv1 = _filters(width_in, width_out)
-        self.norm1 = _batch_norm(width_out, momentum=momentum, eps=eps)
+        self.norm1 = _batch_norm(width_out, momentum=momentum)
         self.conv2 = _filters(width_out, width_out)
-        self.norm2 = _batch_norm(width_out, momentum=momentum, eps=eps)
+        self.norm2 = _batch_norm(width_out, momentum=momentum)
         self.depth = depth
         if depth == 3:
             self.conv3 = _filters(width_out, width_out)
-            self.norm3 = _batch_norm(width_out, momentum=momentum, eps=eps)
+            self.norm3 = _batch_norm(width_out, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         halved = F.gelu(self.norm1(_convolve_and_halve(x, self.conv1.weight)))
@@ -140,8 +137,8 @@ def _filters(width_in: int, width_out: int) -> nn.Conv2d:
     return convolution
 
 
-def _batch_norm(width: int, *, momentum: float, eps: float) -> nn.BatchNorm2d:
+def _batch_norm(width: int, *, momentum: float) -> nn.BatchNorm2d:
     """Batch norm with a trained bias and a scale fixed at 1 (the next filter's normalisation would undo a scale)."""
-    norm = nn.BatchNorm2d(width, momentum=momentum, eps=eps)
+    norm = nn.BatchNorm2d(width, momentum=momentum)
     norm.weight.requires_grad_(False)
     return norm

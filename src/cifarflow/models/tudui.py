@@ -15,9 +15,9 @@ def tudui(
     *,
     num_classes: int,
     image_size: int,
-    activation: str = "none",
-    batch_norm: bool = False,
-    hidden: int | None = 64,
+    activation: str,
+    batch_norm: bool,
+    hidden: int | None,
 ) -> nn.Sequential:
     """Conv 5x5 of 32, 32, 64 channels, each with a 2x2 max-pool; at 32 pixels 1024 -> `hidden` -> `num_classes`.
 

@@ -15,7 +15,7 @@ HIDDEN_UNITS = 4096
 
 
 @MODELS.register("vgg16")
-def vgg16(*, num_classes: int, image_size: int, head: str = "replace", pretrained: bool = False) -> nn.Module:
+def vgg16(*, num_classes: int, image_size: int, head: str, pretrained: bool) -> nn.Module:
     """VGG-16 (Simonyan and Zisserman 2015, arXiv:1409.1556); any `image_size` of 32 or more, by its average pool.
 
     `head="replace"` puts a new last layer 4096 -> `num_classes`; `head="append"` keeps the 1000 ImageNet outputs and
