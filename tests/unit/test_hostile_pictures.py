@@ -35,7 +35,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 def sized(kind: str, width: int, height: int) -> bytes:
     """PHOTO with another size written into its header."""
-    layout = ">II" if kind == "JPEG2000" else ">HH"
+    layout = ">HH" if kind == "JPEG" else ">II"
     content = encoded(PHOTO, kind)
     new = struct.pack(layout, width, height)
     return content.replace(struct.pack(layout, 20, 30), new).replace(struct.pack(layout, 30, 20), new)
@@ -44,6 +44,32 @@ def sized(kind: str, width: int, height: int) -> bytes:
 def bitmap(width: int, height: int) -> bytes:
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header
+
+
+def webp(width: int, height: int) -> bytes:
+    """A lossless one, whose header has 14 bits for each side less 1, behind the byte 0x2f."""
+    content = bytearray(encoded(PHOTO, "WEBP", lossless=True))
+    at = content.index(b"VP8L") + 9
+    (bits,) = struct.unpack_from("<I", content, at)
+    struct.pack_into("<I", content, at, bits >> 28 << 28 | (height - 1) << 14 | (width - 1))
+    return bytes(content)
+
+
+def tiff(width: int, height: int, *, compression: int, content: bytes) -> bytes:
+    """Grey, in one strip that lies behind the only directory."""
+    values = {
+        256: width,
+        257: height,
+        258: 8,
+        259: compression,
+        262: 1,
+        277: 1,
+        278: height,
+        279: len(content),
+    }
+    values[273] = 8 + 2 + 12 * (len(values) + 1) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + bytes(4) + content
 
 
 BOMBS = {
@@ -57,6 +83,12 @@ BOMBS = {
     "jpeg": sized("JPEG", 65_500, 65_500),
     "jpeg 2000": sized("JPEG2000", 60_000, 60_000),
     "jpeg 2000 of half as many": sized("JPEG2000", 9_000, 9_000),
+    "webp": webp(16_383, 16_383),
+    "avif": sized("AVIF", 60_000, 60_000),
+    "tiff": tiff(60_000, 60_000, compression=1, content=bytes(1000)),
+    "tiff, deflated": tiff(60_000, 60_000, compression=8, content=black(1, 180_000)),
+    "tiff of one row": tiff(80_000_000, 1, compression=8, content=black(1, 1000)),
+    "tiff without its pixels": tiff(9_000, 9_000, compression=1, content=bytes(1000)),
     "bmp": bitmap(2**31 - 1, 2**31 - 1),
     "bmp of negative size": bitmap(-20, 20),
     "ppm": b"P6 99999999999 1 255\n",

@@ -109,6 +109,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 def _guess(content: bytes) -> str:
     if not content:
         return ": the file is empty"
-    if content[4:8] == b"ftyp":  # the container of HEIC, the default of many phones
-        return ": it looks like HEIC or a video. Export it as JPEG"
+    if content[4:8] == b"ftyp":  # the container of AVIF, and of HEIC, the default of many phones
+        avif = content[8:12] in {b"avif", b"avis"}
+        return ": as an AVIF it is broken" if avif else ": it looks like HEIC or a video. Export it as JPEG"
     return f". Known formats: {', '.join(FORMATS)}"
