@@ -26,6 +26,7 @@ from cifarflow.training.fit import Fit
 from cifarflow.training.progress import training_progress
 from cifarflow.training.report import Recorder
 from cifarflow.training.task import Task
+from cifarflow.training.watch import Seen
 from cifarflow.workspace import Workspace
 
 STEP_CALLS = 2_000
@@ -158,7 +159,7 @@ def step_costs(*, rounds: int) -> tuple[list[float], list[float]]:
 
             def all_steps() -> None:
                 for step in range(STEP_CALLS):
-                    progress.step(step, f"loss {1 / (step + 1):.3f}")
+                    progress.step(step, Seen(1 / (step + 1), 0.5), images_per_second=step)
                     checkpoints.is_due()
 
             calls.append(seconds_of(all_steps) / STEP_CALLS)

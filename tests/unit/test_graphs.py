@@ -99,16 +99,16 @@ def test_a_loss_that_is_not_a_number_names_its_own_step(workspace: Workspace, tm
 def test_the_first_loss_that_is_not_finite_is_told_by_its_distance() -> None:
     watch = LossWatch()
     for loss in (2.0, 1.0):
-        watch.add(torch.tensor([loss, loss]))
+        watch.add(torch.tensor([loss, loss]), torch.tensor([True, False]))
         assert watch.is_due(), "on a processor each step is looked at"
         watch.look()
-    assert watch.last == 1.0
+    assert watch.last == (1.0, 0.5)
     for loss in (1.0, float("inf"), float("nan"), 1.0):
-        watch.add(torch.tensor([loss]))
+        watch.add(torch.tensor([loss]), torch.tensor([True]))
     with pytest.raises(NotFiniteError, match="loss inf, 2 steps ago"):
         watch.look()
     watch.look()
-    assert watch.last == 1.0, "what was read once is not read again"
+    assert watch.last == (1.0, 0.5), "what was read once is not read again"
 
 
 def test_a_processor_has_no_graphs() -> None:

@@ -1,6 +1,11 @@
-"""Schedules, losses, optimizers, batches, augmentation: the pieces of the loop, each against its definition."""
+"""Schedules, losses, optimizers, batches, augmentation, progress: pieces of the loop, each against its definition."""
 
+import io
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,7 +20,9 @@ from cifarflow.training.difficulty import Difficulty
 from cifarflow.training.losses import LOSSES
 from cifarflow.training.muon import QUINTIC_COEFFICIENTS, Muon, orthogonalise
 from cifarflow.training.optimizers import OPTIMIZERS, schedule_groups
+from cifarflow.training.progress import training_progress
 from cifarflow.training.schedules import SCHEDULES, learning_rate_factor
+from cifarflow.training.watch import Seen
 
 
 def allowed(section: type, field: str = "name") -> list[str]:
@@ -287,3 +294,39 @@ def test_a_picture_that_is_left_out_gets_its_turn_when_the_others_are_learnt() -
         difficulty.learn(chosen, difficulty.losses[chosen] / 2, difficulty.right[chosen])
         taken.append(chosen.tolist())
     assert taken == [[0, 1], [2, 3], [0, 1], [2, 3]]
+
+
+# progress
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_gets_a_bar_with_loss_accuracy_speed_and_time_left() -> None:
+    import pty
+
+    code = """
+import time
+from cifarflow.training.progress import training_progress
+from cifarflow.training.watch import Seen
+with training_progress(10) as progress:
+    for done in range(5):
+        progress.step(done, Seen(loss=0.7, accuracy=0.25) if done else None, images_per_second=12_345)
+        time.sleep(0.1)
+    progress.say("epoch line")
+"""
+    ours, theirs = pty.openpty()
+    environ = os.environ | {"TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environ, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "loss 0.700  accuracy 0.250  12,345 images/s" in shown
+    assert re.search(r"images/s \S*0:00:0\d", shown), "the time left"
+    assert "epoch line" in shown
+
+
+def test_elsewhere_an_epoch_is_a_line_and_a_step_is_none() -> None:
+    stream = io.StringIO()
+    with training_progress(10, stream=stream) as progress:
+        progress.step(5, Seen(loss=0.7, accuracy=0.25), images_per_second=12_345)
+        progress.say("epoch line")
+    assert stream.getvalue() == "epoch line\n"

@@ -110,13 +110,13 @@ class Fit:
             preprocess = task.preprocess(task.pixels_at(state.step))
             losses, right = self.take_step(images, labels, preprocess, number=state.step)
             state.record(indices, losses, right)
-            self.watch.add(losses)
+            self.watch.add(losses, right)
             if self.watch.is_due() or drawn is batches[-1]:
                 self._check_losses()
             state.seconds += time.perf_counter() - start
             if task.averages_at(state.step):
                 state.average_weights()
-            progress.step(state.step, "" if self.watch.last is None else f"loss {self.watch.last:.3f}")
+            progress.step(state.step, self.watch.last, images_per_second=state.seen / state.seconds)
             self._keep_safe(interrupts)
 
     def _check_losses(self) -> None:

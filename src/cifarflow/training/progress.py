@@ -10,6 +10,8 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cifarflow.training.watch import Seen
+
 
 class TrainingProgress:
     """Reports steps and epochs; `stream` decides which form."""
@@ -27,8 +29,11 @@ class TrainingProgress:
         else:
             print(line, file=self._stream, flush=True)
 
-    def step(self, done: int, status: str) -> None:
+    def step(self, done: int, seen: Seen | None, *, images_per_second: float) -> None:
+        """`seen` is how the last step went that was looked at, if one was; the rate is that of this epoch so far."""
         if self._bar and self._task is not None:
+            means = f"loss {seen.loss:.3f}  accuracy {seen.accuracy:.3f}  " if seen else ""
+            status = f"{means}{images_per_second:,.0f} images/s"
             self._bar.update(self._task, completed=done, status=status)
 
     def epoch(self, row: Mapping[str, float], *, epochs: float) -> None:

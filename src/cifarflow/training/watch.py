@@ -1,7 +1,8 @@
-"""Whether the loss is still a number, asked seldom where asking is dear."""
+"""How steps go, and whether the loss is still a number: asked seldom where asking is dear."""
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,17 +19,24 @@ class NotFiniteError(Exception):
         self.steps_ago = steps_ago
 
 
+class Seen(NamedTuple):
+    """Means over the pictures that a step trained on."""
+
+    loss: float
+    accuracy: float
+
+
 @dataclass(slots=True)
 class LossWatch:
-    """The mean losses of the last steps. Reading one makes a processor wait for the GPU, which then runs dry."""
+    """The means of the last steps. Reading one makes a processor wait for the GPU, which then runs dry."""
 
-    last: float | None = None
-    """The last loss that was read, if one was."""
+    last: Seen | None = None
+    """Those of the last step that was read, if one was."""
     _unseen: list[Tensor] = field(default_factory=list)
 
-    def add(self, losses: Tensor) -> None:
-        """Note a step's losses, float32 `[B]`."""
-        self._unseen.append(losses.mean())
+    def add(self, losses: Tensor, right: Tensor) -> None:
+        """Note a step's losses, float32 `[B]`, and who was right, bool `[B]`."""
+        self._unseen.append(torch.stack((losses, right.float())).mean(1))
 
     def is_due(self) -> bool:
         """After every step on a processor, where looking costs nothing, and seldom on a GPU."""
@@ -38,9 +46,9 @@ class LossWatch:
         """Read the losses not read yet. Raises NotFiniteError for the first that is infinite or not a number."""
         if not self._unseen:
             return
-        losses = torch.stack(self._unseen).tolist()
+        steps = [Seen(*means) for means in torch.stack(self._unseen).tolist()]
         self._unseen.clear()
-        for number, loss in enumerate(losses, 1):
-            if not math.isfinite(loss):
-                raise NotFiniteError(loss, steps_ago=len(losses) - number)
-        self.last = losses[-1]
+        for number, seen in enumerate(steps, 1):
+            if not math.isfinite(seen.loss):
+                raise NotFiniteError(seen.loss, steps_ago=len(steps) - number)
+        self.last = steps[-1]
