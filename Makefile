@@ -31,7 +31,7 @@ audit:  ## known advisories of every package, from the public database OSV; the 
 bench:  ## every benchmark, about half an hour on 2 cores; writes docs/benchmarks.md
 	uv run python -m benchmarks
 
-bench-quick:  ## every benchmark with few rounds, about 5 minutes on 2 cores; writes docs/benchmarks.md and says so in it
+bench-quick:  ## those of speed and memory with few rounds, under 5 minutes on 2 cores; writes docs/benchmarks.md and says so
 	uv run python -m benchmarks --quick
 
 bench-recipe:  ## seconds of the default recipe over those of the public 94 % record, steps alternating

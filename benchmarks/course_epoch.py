@@ -16,12 +16,10 @@ matrix product in the same run, over the time of the course's loop.
 import contextlib
 import io
 import math
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -29,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import ToTensor
 
-from benchmarks import command
+from benchmarks import command, loss_curves
 from benchmarks.arithmetic import COUNTED_HERE, matrix_products
 from benchmarks.command import Effort
 from benchmarks.no_checkpoints import NoCheckpoints
@@ -48,8 +46,6 @@ from cifarflow.training.task import Pictures, Task
 GOAL = 0.2
 BATCH_SIZE, LEARNING_RATE = 64, 0.01
 STEPS_AN_EPOCH = math.ceil(50_000 / BATCH_SIZE)
-T_99_PERCENT = {2: 9.92, 3: 5.84, 4: 4.60, 5: 4.03, 6: 3.71, 7: 3.50}
-"""Student's t by degrees of freedom: how many standard errors chance alone exceeds in one of 100 comparisons."""
 
 
 class PilPictures(Dataset[tuple[Tensor, int]]):
@@ -244,37 +240,8 @@ def course_task(config: Config, split: Split, *, steps: int, seed: int) -> Task:
 
 def compare_losses(pairs: list[tuple[Side, Side]]) -> str:
     """Print both loss curves over the seeds; in words, whether they are one curve within what seeds scatter."""
-    print("| turn | loss, cifarflow | loss, course | difference over seeds: mean, standard error |")
-    print("|---|---|---|---|")
-    for turn in range(len(pairs[0][0].losses)):
-        ours, course = ([pair[side].losses[turn] for pair in pairs] for side in (0, 1))
-        print(f"| {turn + 1} | {np.mean(ours):.4f} | {np.mean(course):.4f} | {_difference(ours, course)} |")
-    ours, course = ([statistics.fmean(pair[side].losses) for pair in pairs] for side in (0, 1))
-    print(f"| all | {np.mean(ours):.4f} | {np.mean(course):.4f} | {_difference(ours, course)} |")
-    if len(pairs) < 3:
-        return f"{len(pairs)} seeds are too few to compare loss curves"
-    verdict = "equal within noise" if equal_within_noise(ours, course) else "DIFFERENT beyond noise"
-    return f"mean losses over the epoch {verdict}: mean difference {_difference(ours, course)} over {len(pairs)} seeds"
-
-
-def equal_within_noise(ours: Sequence[float], course: Sequence[float]) -> bool:
-    """Whether the mean difference of three pairs or more is one that seeds alone would make."""
-    mean, error = _mean_and_error(ours, course)
-    limit = T_99_PERCENT.get(len(ours) - 1, min(T_99_PERCENT.values()))
-    return abs(mean) <= limit * error
-
-
-def _difference(ours: Sequence[float], course: Sequence[float]) -> str:
-    if len(ours) == 1:
-        return f"{ours[0] - course[0]:+.4f}"
-    mean, error = _mean_and_error(ours, course)
-    return f"{mean:+.4f} ± {error:.4f}"
-
-
-def _mean_and_error(ours: Sequence[float], course: Sequence[float]) -> tuple[float, float]:
-    """Of the differences, pair by pair: their mean and its standard error."""
-    differences = [a - b for a, b in zip(ours, course, strict=True)]
-    return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+    curves = [(ours.losses, course.losses) for ours, course in pairs]
+    return loss_curves.compare(curves, sides=("cifarflow", "course"))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Needs the pictures (`uv run dvc repro prepare`) and a clone of github.com/KellerJordan/cifar10-airbench:
 
-    uv run python -m benchmarks.gpu_time --script ../cifar10-airbench/airbench94_muon.py --keep gpu-94
-    uv run python -m benchmarks.gpu_time --recipe cifar96 --target 0.96 --runs 10 --keep gpu-96 \\
+    uv run python -m benchmarks.gpu_time --compile --keep gpu-94 \\
+        --script ../cifar10-airbench/airbench94_muon.py
+    uv run python -m benchmarks.gpu_time --compile --keep gpu-96 --recipe cifar96 --target 0.96 --runs 10 \\
         --script ../cifar10-airbench/airbench96_faster.py
 
 A training is timed alike on both sides: whitening, steps and test-time augmentation. Not counted are the other first

@@ -29,18 +29,11 @@ from cifarflow.training.watch import LossWatch
 from cifarflow.workspace import Workspace
 
 RECORDS_BATCH_SIZE = 2000
-RECORDS_BATCH_NORM_MOMENTUM = 0.4
 
 
 def recipe_on_gpu(name: str, **train: object) -> Config:
-    """A recipe with whole batches, as large as the record's: small ones leave a GPU idle.
-
-    Batch norm then sees one batch a step instead of several, so each weighs as much as the record's.
-    """
-    whole = {"device": "cuda", "batch_size": RECORDS_BATCH_SIZE, "micro_batch_size": "auto"}
-    config = recipe(name, **{**whole, **train})
-    speednet = config.model.speednet.model_copy(update={"batch_norm_momentum": RECORDS_BATCH_NORM_MOMENTUM})
-    return config.model_copy(update={"model": config.model.model_copy(update={"speednet": speednet})})
+    """A recipe with batches as large as the record's: small ones leave a GPU idle."""
+    return recipe(name, **{"device": "cuda", "batch_size": RECORDS_BATCH_SIZE, **train})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +51,11 @@ class Trainer:
         return cls.start(config, task, Pictures.load(workspace.split("test"), task.compute.device))
 
     @classmethod
-    def over_random_pictures(cls, config: Config) -> "Trainer":
-        """For times alone: they do not depend on the pictures."""
-        task = random_task(config)
-        count = PUBLISHED_TEST_PICTURES
-        test = Pictures(images=task.train.images[:count], labels=task.train.labels[:count])
+    def over_random_pictures(cls, config: Config, *, count: int | None = None) -> "Trainer":
+        """For times alone: they do not depend on the pictures. `count` is that of `random_task`."""
+        task = random_task(config, count=count)
+        tested = PUBLISHED_TEST_PICTURES
+        test = Pictures(images=task.train.images[:tested], labels=task.train.labels[:tested])
         return cls.start(config, task, test)
 
     @classmethod

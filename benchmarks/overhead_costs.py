@@ -24,7 +24,7 @@ from cifarflow.tracking.tracker import Tracker
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
 from cifarflow.training.progress import training_progress
-from cifarflow.training.report import Recorder
+from cifarflow.training.report import HISTORY_COLUMNS, Recorder, write_history
 from cifarflow.training.task import Task
 from cifarflow.training.watch import Seen
 from cifarflow.workspace import Workspace
@@ -54,7 +54,7 @@ class Costs:
     save: Spread
     """One checkpoint."""
     run: Spread
-    """Once a training: mlflow imported, the run made, pictures and graph drawn, the run closed."""
+    """Once a training: mlflow imported, the run made, pictures and graph drawn, the history kept, the run closed."""
 
     def rows(self) -> list[tuple[str, Spread]]:
         """Each cost with its name for people."""
@@ -63,12 +63,12 @@ class Costs:
             ("a second of the bar's drawing", self.bar),
             ("an epoch: history, journal, TensorBoard, MLflow", self.epoch),
             ("a checkpoint", self.save),
-            ("a run: import of mlflow, start, graph and pictures, end", self.run),
+            ("a run: import of mlflow, start, graph and pictures, history kept, end", self.run),
         ]
 
     def ratio(self, at: str, *, steps: int, epochs: float, seconds: float, save_interval: float) -> float:
         """Time with them over time without, for a training of `seconds`; `at` is median, low or high."""
-        saves = seconds / save_interval
+        saves = seconds / save_interval + 1  # `Fit.run` saves once more at its end
         costs = {name: getattr(getattr(self, name), at) for name in ("step", "bar", "epoch", "save", "run")}
         counts = {"step": steps, "bar": seconds, "epoch": math.ceil(epochs), "save": saves, "run": 1}
         return 1 + sum(costs[name] * counts[name] for name in counts) / seconds
@@ -125,10 +125,15 @@ def import_cost(config: Config) -> float:
 def run_cost(config: Config, folder: Path, fit: Fit, *, name: str) -> float:
     """Of one run's start and end, as stages/train.py makes them; the first run of a store also sets the store up."""
     stack = contextlib.ExitStack()
+    row = {str(name): 0.123456 for name in HISTORY_COLUMNS}
+    history = folder / "history.csv"
+    # Not counted: a training that is not tracked writes it too.
+    write_history([row] * math.ceil(config.train.epochs), history)
 
     def start() -> None:
         tracker = stack.enter_context(tracked(config, folder, fit.task, name=name))
         recorder_for(tracker, config, folder).start(fit.task, fit.state.model)
+        stack.callback(lambda: tracker.artifact(history, folder="plots"))  # the last that a run is told
 
     return cost_of(start) + cost_of(stack.close)
 

@@ -1,6 +1,7 @@
 """Two sides measured in turns: on a shared machine only figures of one run, taken side by side, can be compared."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -44,9 +45,13 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [numerator / denominator for numerator, denominator in zip(above, below, strict=True)]
 
 
-def answer_of(program: Sequence[str]) -> dict[str, Any]:
-    """The one line of JSON that a turn in a process of its own prints; RuntimeError with its output if it fails."""
-    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, check=False)
+def answer_of(program: Sequence[str], *, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The one line of JSON that a turn in a process of its own prints; RuntimeError with its output if it fails.
+
+    `environment` is added to that of this process.
+    """
+    variables = {**os.environ, **(environment or {})}
+    done = subprocess.run(program, cwd=PROJECT, env=variables, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or len(lines) != 1:
         raise RuntimeError(f"{' '.join(program)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

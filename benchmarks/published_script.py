@@ -22,11 +22,13 @@ class Training:
 
 
 def run_script(script: Path, *, runs: int) -> list[Training]:
-    """Let `script` (airbench94_muon.py or airbench96_faster.py) train `runs` times.
+    """Let `script` (airbench94_muon.py or airbench96_faster.py) train once more than `runs` times; the last `runs`.
 
-    Raises SystemExit when its text does not say in one place how often it trains, and when it fails.
+    The first is always dropped: in it a compiler runs, unless the script, as airbench94_muon.py, trains once before to
+    warm it up. Raises SystemExit when its text does not say in one place how often it trains, and when it fails.
     """
-    text, found = RUNS.subn(f"range({runs})", script.read_text(encoding="utf-8"))
+    asked = runs + 1
+    text, found = RUNS.subn(f"range({asked})", script.read_text(encoding="utf-8"))
     if found != 1:
         raise SystemExit(f"{script} says `{RUNS.pattern}` {found} times, not once: is it one of airbench's?")
     with tempfile.TemporaryDirectory() as folder:
@@ -37,11 +39,11 @@ def run_script(script: Path, *, runs: int) -> list[Training]:
         ) as process:
             output = _shown(process)
     trainings = read_table(output)
-    if process.returncode != 0 or len(trainings) < runs:
+    if process.returncode != 0 or len(trainings) < asked:
         raise SystemExit(
-            f"{script} ended with {process.returncode} after {len(trainings)} of {runs} trainings:\n{output[-2000:]}"
+            f"{script} ended with {process.returncode} after {len(trainings)} of {asked} trainings:\n{output[-2000:]}"
         )
-    return trainings[-runs:]  # before them may be one that only warms up the compiler
+    return trainings[-runs:]
 
 
 def _shown(process: subprocess.Popen[str]) -> str:

@@ -19,7 +19,8 @@ CLASSES = tuple("0123456789")
 def random_task(config: Config, *, count: int | None = None, processes: Processes | None = None) -> Task:
     """The default recipe's task over random pictures, as many as it trains on unless `count` says otherwise.
 
-    The process is set up for its plan, as stages/train.py sets itself up.
+    It validates on the first of them, as many as the recipe holds out where there are so many. The process is set up
+    for its plan, as stages/train.py sets itself up.
     """
     processes = processes or Processes()
     if count is None:
@@ -29,6 +30,7 @@ def random_task(config: Config, *, count: int | None = None, processes: Processe
     images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8)
     labels = torch.randint(0, 10, (count,))
     pictures = Pictures(images=images.to(compute.device), labels=labels.to(compute.device))
+    held_out = round(PUBLISHED_TRAINING_PICTURES * config.data.validation_fraction)
     dataset = DatasetInfo(
         source="random",
         classes=CLASSES,
@@ -43,7 +45,7 @@ def random_task(config: Config, *, count: int | None = None, processes: Processe
         config=config.train,
         compute=compute,
         train=pictures,
-        validation=pictures,
+        validation=Pictures(images=pictures.images[:held_out], labels=pictures.labels[:held_out]),
         dataset=dataset,
         batches=BatchPlan(count=count, batch_size=config.train.batch_size, seed=config.seed),
         augmentation=Augmentation(

@@ -22,7 +22,7 @@ from benchmarks.pairs import Turn, alternate, ratios, second_of_two
 from benchmarks.random_task import new_fit, random_task
 from benchmarks.record_process import RecordProcess
 from benchmarks.result import Result, Spread
-from benchmarks.setting import recipe_on_cpu
+from benchmarks.setting import PUBLISHED_TRAINING_PICTURES, recipe_on_cpu
 from cifarflow.config import Config
 from cifarflow.training.fit import Fit
 from cifarflow.training.optimizers import schedule_groups
@@ -72,7 +72,16 @@ def measure(effort: Effort) -> Result:
         high=spread.high,
         rounds=effort.rounds,
         note=f"against the record with the stages' allocator {whole[OURS] / whole[HELPED]:.4f} "
-        f"({same.low:.4g} to {same.high:.4g})",
+        f"({same.low:.4g} to {same.high:.4g}); {pictures_of_both(len(task.train.labels))}",
+    )
+
+
+def pictures_of_both(ours: int) -> str:
+    """What an epoch of each side is: not quite the same."""
+    held_out = PUBLISHED_TRAINING_PICTURES - ours
+    return (
+        f"an epoch of ours has {ours:,} pictures ({held_out:,} are held out to validate on), "
+        f"one of the record's {airbench94.TRAINING_PICTURES:,}"
     )
 
 

@@ -28,8 +28,8 @@ class Run:
     result: Result | None
 
 
-def page(runs: Sequence[Run], *, facts: Mapping[str, str], quick: bool) -> str:
-    """The whole page: facts, one table, then each output."""
+def page(runs: Sequence[Run], *, facts: Mapping[str, str], quick: bool, left_out: Sequence[str] = ()) -> str:
+    """The whole page: facts, one table, then each output. `left_out` are benchmarks that a quick page is without."""
     parts = [
         "# Benchmarks",
         "Written by `uv run python -m benchmarks`, not by hand. Both sides of a ratio were measured in turns in one "
@@ -40,7 +40,7 @@ def page(runs: Sequence[Run], *, facts: Mapping[str, str], quick: bool) -> str:
     if quick:
         parts.append(
             "**This page is of `--quick`: few rounds, shorter turns. It shows that everything runs; its figures are "
-            "not to be quoted.** Nothing is left out."
+            f"not to be quoted.** Left out: {', '.join(left_out) or 'nothing'}."
         )
     parts.append("\n".join(f"* {name}: {value}" for name, value in facts.items()))
     rows_of_elsewhere = (row_of_elsewhere(entry, elsewhere.kept(entry.name)) for entry in elsewhere.ROWS)

@@ -2,7 +2,7 @@
 
 Each is the real script, a process of its own, in a temporary checkout, with tracking on; DVC's own work around it is
 not counted. Between prepare and evaluate the network is trained for a step, which does not count either: evaluation
-and export take as long whatever the weights.
+and export take as long whatever the weights. The quick form evaluates without shifted views, two in place of six.
 
     uv run python -m benchmarks.stages_time
 """
@@ -32,7 +32,8 @@ COUNTED = ("download", "prepare", "evaluate", "export")
 def measure(effort: Effort) -> Result:
     if find_archive() is None:
         raise SystemExit("the archive of CIFAR-10 is not on this disk; set CIFAR10_ARCHIVE to its path")
-    rounds = [one_round() for _ in range(effort.rounds)]
+    config = shortened(recipe_on_cpu("cifar94")) if effort.quick else recipe_on_cpu("cifar94")
+    rounds = [one_round(config) for _ in range(effort.rounds)]
     for stage in COUNTED:
         print(f"{stage}: {Spread.of(seconds[stage] for seconds in rounds)} s")
     together = Spread.of(sum(seconds.values()) for seconds in rounds)
@@ -46,8 +47,13 @@ def measure(effort: Effort) -> Result:
         low=together.low,
         high=together.high,
         rounds=effort.rounds,
-        note=arithmetic_alone(recipe_on_cpu("cifar94")),
+        note=arithmetic_alone(config) + "; evaluated without shifted views" * effort.quick,
     )
+
+
+def shortened(config: Config) -> Config:
+    """Without the shifted views, which take evaluate most of its time and show nothing that the others do not."""
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"shift_pixels": 0})})
 
 
 def arithmetic_alone(config: Config) -> str:
@@ -76,9 +82,12 @@ def passes_in(config: Config) -> dict[torch.dtype, int]:
     return {torch.float32: views + 2}
 
 
-def one_round() -> dict[str, float]:
-    """Seconds of each counted stage, in a checkout that has nothing yet."""
-    changes = {"train.epochs": 1 / steps_an_epoch(recipe_on_cpu("cifar94"))}
+def one_round(config: Config) -> dict[str, float]:
+    """Seconds of each counted stage, in a checkout that has nothing yet; `config` is the recipe, or its quick form."""
+    changes = {
+        "train.epochs": 1 / steps_an_epoch(config),
+        "evaluate.shift_pixels": config.evaluate.shift_pixels,
+    }
     with tempfile.TemporaryDirectory() as folder:
         workspace = make_checkout(Path(folder), recipe="cifar94", changes=changes)
         stages = ("download", "prepare", "train", "evaluate", "export")

@@ -2,6 +2,7 @@
 
 import importlib
 import multiprocessing
+import re
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from benchmarks import (
     checkout,
     course_epoch,
     elsewhere,
+    loss_curves,
     memory,
     overhead,
     overhead_costs,
@@ -151,6 +153,15 @@ def test_the_schedule_holds_every_step_of_the_recipe(tiny: Config) -> None:
     assert recipe_time.seconds_a_round(seconds, schedule) == [105.0, 210.0, 945.0]
 
 
+def test_the_recipes_note_says_how_many_pictures_each_side_has(tiny: Config) -> None:
+    text = recipe_time.pictures_of_both(49_000)
+    assert text == (
+        "an epoch of ours has 49,000 pictures (1,000 are held out to validate on), one of the record's 50,000"
+    )
+    task = random_task.random_task(tiny, count=1_500)
+    assert len(task.validation.labels) == 1_000, "as many as the recipe holds out"
+
+
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_the_record_computes_in_the_precision_of_the_recipe(
     tiny: Config, precision: str, expected: torch.dtype
@@ -261,10 +272,73 @@ def test_the_courses_network_is_the_recipes() -> None:
     assert config.train.optimizer.sgd.learning_rate == course_epoch.LEARNING_RATE
 
 
-def test_losses_are_compared_with_what_seeds_scatter() -> None:
-    course = [2.0, 2.1, 1.9, 2.05]
-    assert course_epoch.equal_within_noise([2.01, 2.08, 1.93, 2.04], course)
-    assert not course_epoch.equal_within_noise([loss - 0.3 + 0.01 * loss for loss in course], course)
+def curves(shifts: list[float], *, seeds: int = 5) -> list[tuple[course_epoch.Side, course_epoch.Side]]:
+    """Falling losses of the course's side for each seed, and ours: as far from them as asked, and noise of 0.01."""
+    random = np.random.default_rng(0)
+    pairs = []
+    for _ in range(seeds):
+        course = np.linspace(2.3, 1.9, len(shifts)) + random.normal(0, 0.1)
+        ours = course + shifts + random.normal(0, 0.01, len(shifts))
+        pairs.append((course_epoch.Side(losses=ours.tolist()), course_epoch.Side(losses=course.tolist())))
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("shifts", "expected", "most"),
+    [
+        ([0.0] * 7, "equal within noise", None),
+        ([-0.3] * 4, "DIFFERENT beyond noise", None),
+        ([0.0, 0.0, 0.3, 0.0], "DIFFERENT beyond noise", 3),
+        # Their means are equal.
+        ([0.30, 0.20, -0.20, -0.30], "DIFFERENT beyond noise", None),
+    ],
+    ids=["noise", "apart", "apart in one turn", "crossing"],
+)
+def test_loss_curves_are_compared_with_what_seeds_scatter(
+    shifts: list[float], expected: str, most: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = course_epoch.compare_losses(curves(shifts))
+    assert f"loss curves {expected} over 5 seeds" in said
+    assert f"of {len(shifts)} turns number {most or ''}" in said and "differs most: " in said
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()]
+    assert rows[2:] == [*map(str, range(1, len(shifts) + 1)), "all"]
+
+
+def test_crossing_curves_have_equal_means_and_are_told_apart_by_their_turns() -> None:
+    said = course_epoch.compare_losses(curves([0.30, 0.20, -0.20, -0.30]))
+    (whole,) = (float(text) for text in re.findall(r"mean difference .*?\(p (\S+),", said))
+    assert whole > loss_curves.CHANCE, "the means alone call them equal"
+    assert "limit 0.0025" in said, "of four turns each has a quarter of the limit"
+
+
+def test_noise_makes_no_curves_different_however_many_turns_there_are() -> None:
+    random = np.random.default_rng(1)
+    verdicts = []
+    for _ in range(200):
+        turns = [loss_curves.Difference.of(*random.normal(2, 0.1, (2, 5)).tolist()) for _ in range(30)]
+        verdicts.append(loss_curves.verdict(turns[0], turns[1:], seeds=5))
+    assert sum("DIFFERENT" in verdict for verdict in verdicts) <= 12, (
+        "2 % of 200 are 4; by chance 12 or fewer"
+    )
+
+
+def test_a_curve_of_too_few_seeds_is_not_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        course_epoch.compare_losses(curves([0.3, 0.3], seeds=2))
+        == "2 seeds are too few to compare loss curves"
+    )
+    assert "1 seeds" in course_epoch.compare_losses(curves([0.3, 0.3], seeds=1))
+    assert "nan" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("degrees", "t"), [(1, 63.657), (2, 9.925), (3, 5.841), (4, 4.604), (5, 4.032), (7, 3.499), (30, 2.750)]
+)
+def test_chance_is_that_of_students_table(degrees: int, t: float) -> None:
+    """Its 99 % column, for both sides."""
+    assert loss_curves.chance_beyond(-t, 1.0, degrees=degrees) == pytest.approx(0.01, rel=1e-3)
+    assert loss_curves.chance_beyond(0.0, 0.0, degrees=degrees) == 1
+    assert loss_curves.chance_beyond(0.1, 0.0, degrees=degrees) == pytest.approx(0, abs=1e-9)
 
 
 # Augmentation --------------------------------------------------------------------------------------------------------
@@ -305,10 +379,36 @@ def test_costs_are_counted_as_often_as_the_schedule_has_them() -> None:
         run=Spread(median=1.5, low=0.0, high=3.0),
     )
     counts = {"steps": 100, "epochs": 2.5, "seconds": 60.0, "save_interval": 30.0}
-    # 0.1 of steps, 0.12 of drawing, 0.3 of three epochs, 0.1 of two checkpoints, 1.5 of the run
-    assert costs.ratio("median", **counts) == pytest.approx(1 + 2.12 / 60)
+    # 0.1 of steps, 0.12 of drawing, 0.3 of three epochs, 0.15 of two checkpoints and the last, 1.5 of the run
+    assert costs.ratio("median", **counts) == pytest.approx(1 + 2.17 / 60)
     assert costs.ratio("low", **counts) == 1
-    assert costs.ratio("high", **counts) == pytest.approx(1 + 4.24 / 60)
+    assert costs.ratio("high", **counts) == pytest.approx(1 + 4.34 / 60)
+
+
+def test_keeping_the_history_is_a_cost_of_a_run(tiny: Config, tmp_path: Path) -> None:
+    fit = random_task.new_fit(random_task.random_task(tiny, count=100), tiny)
+    quiet = tiny.tracking.model_copy(
+        update={
+            "mlflow": tiny.tracking.mlflow.model_copy(update={"enabled": False}),
+            "tensorboard": tiny.tracking.tensorboard.model_copy(update={"enabled": False}),
+        }
+    )
+    config = tiny.model_copy(update={"tracking": quiet})
+    assert overhead_costs.run_cost(config, tmp_path, fit, name="run") > 0
+    (kept,) = tmp_path.glob("**/artifacts/plots/history.csv")
+    assert len(kept.read_text().splitlines()) == 1 + 11, "a head, and a row for each epoch of the recipe"
+    (journal,) = tmp_path.glob("**/events.jsonl")
+    assert journal.read_text().splitlines()[-1].endswith('"status": "FINISHED"}')
+
+
+def test_the_note_says_what_the_store_takes_once() -> None:
+    nothing = Spread(median=0.0, low=0.0, high=0.0)
+    costs = overhead_costs.Costs(step=nothing, bar=nothing, epoch=nothing, save=nothing, run=nothing)
+    found = overhead.Found(turns=[1.02, 1.01, 1.03], costs=costs, store_seconds=1.77)
+    assert overhead.note_of(found).endswith(
+        "setting up MLflow's store, once a checkout, is not counted: 1.77 s"
+    )
+    assert "1.02 (1.01 to 1.03)" in overhead.note_of(found)
 
 
 def test_work_of_a_background_thread_is_a_cost() -> None:
@@ -387,8 +487,26 @@ def test_training_does_not_count_as_a_stage_beside_it(monkeypatch: pytest.Monkey
         return checkout.Usage(seconds=100.0 if stage == "train" else 2.0, peak_bytes=0)
 
     monkeypatch.setattr(stages_time, "run_stage", pretend)
-    assert sum(stages_time.one_round().values()) == 8.0
+    assert sum(stages_time.one_round(recipe_on_cpu("cifar94")).values()) == 8.0
     assert ran == ["download", "prepare", "train", "evaluate", "export"]
+
+
+def test_the_quick_form_of_the_stages_evaluates_fewer_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Config] = []
+
+    def pretend(workspace: Workspace, stage: str) -> checkout.Usage:
+        seen.append(load_config(workspace.params))
+        return checkout.Usage(seconds=1.0, peak_bytes=0)
+
+    monkeypatch.setattr(stages_time, "run_stage", pretend)
+    config = recipe_on_cpu("cifar94")
+    short = stages_time.shortened(config)
+    for one in (config, short):
+        seen.clear()
+        stages_time.one_round(one)
+        assert len(seen) == 5 and all(ran.evaluate == one.evaluate for ran in seen)
+    whole, fewer = (sum(stages_time.passes_in(one).values()) for one in (config, short))
+    assert (whole, fewer) == (8, 4)
 
 
 @pytest.mark.parametrize(
@@ -449,7 +567,34 @@ def test_the_page_has_a_row_for_each_result_and_for_each_that_is_missing() -> No
     )
     assert "````text\nfirst\n```\nlast | line\n````" in text, "an output with a fence needs a longer one"
     assert "--quick" not in text
-    assert "--quick" in report.page(runs, facts={}, quick=True)
+    quick = report.page(runs, facts={}, quick=True, left_out=["outage"])
+    assert "--quick" in quick and "Left out: outage." in quick
+
+
+def test_the_quick_page_is_of_speed_and_memory_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def pretend(command: list[str], *, name: str) -> report.Run:
+        ran.append(name)
+        return report.Run(name=name, output="", seconds=1.0, result=RESULT)
+
+    monkeypatch.setattr(runner, "run", pretend)
+    for options, expected in (
+        (["--quick"], [name for name in runner.BENCHMARKS if name != "outage"]),
+        ([], [*runner.BENCHMARKS]),
+    ):
+        ran.clear()
+        monkeypatch.setattr(sys, "argv", ["benchmarks", "--page", str(tmp_path / "page.md"), *options])
+        assert runner.main() == 0 and ran == expected
+        assert ("Left out: outage." in (tmp_path / "page.md").read_text()) == bool(options)
+    monkeypatch.setattr(
+        sys, "argv", ["benchmarks", "--page", str(tmp_path / "no.md"), "--only", "outage", "--quick"]
+    )
+    ran.clear()
+    assert runner.main() == 0 and ran == ["outage"] and not (tmp_path / "no.md").exists()
+    assert "wrote" in capsys.readouterr().out
 
 
 def test_a_figure_of_another_machine_is_kept_for_the_page(tmp_path: Path) -> None:
