@@ -115,13 +115,13 @@ def run(main: Callable[[], int | None]) -> int:
     whoever tracks the stage hears of its end.
     """
     try:
-        with _sigterm_as_ctrl_c():
+        with _signals_as_ctrl_c():
             return main() or 0
     except CifarflowError as error:
         print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        print(_hint_of(interrupt), file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRNOS:
@@ -130,16 +130,43 @@ def run(main: Callable[[], int | None]) -> int:
         return CifarflowError.exit_code
 
 
+def leave_quietly_until_run() -> None:
+    """For the seconds in which a program imports what it needs: a signal ends it with a line, not with a traceback.
+
+    Nothing is open yet, so nothing is closed: an exception could be swallowed by whatever is being imported.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    os.write(sys.stderr.fileno(), b"interrupted; run the same command again\n")
+    os._exit(130)
+
+
+def _hint_of(interrupt: BaseException) -> str:
+    """What the first of several interrupts says: a second Ctrl-C, while things are closed, says nothing."""
+    said = []
+    link: BaseException | None = interrupt
+    while link is not None:
+        if isinstance(link, KeyboardInterrupt):
+            said.append(str(link))
+        link = link.__context__
+    return next(filter(None, reversed(said)), "interrupted")
+
+
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def _signals_as_ctrl_c() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    handlers = {signal.SIGTERM: _terminate, signal.SIGINT: signal.default_int_handler}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

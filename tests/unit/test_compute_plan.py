@@ -92,7 +92,9 @@ def test_processes_of_one_machine_share_its_threads(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(processor, "usable_processors", lambda: 8)
     torch.set_num_threads(1)  # as torchrun does
     assert plan(Processes(rank=1, count=4, local_count=4), threads="auto").threads == 2
-    assert plan(threads="auto").threads == 1, "OMP_NUM_THREADS is a wish of the user's"
+    alone = plan(threads="auto")
+    assert alone.threads == 1, "OMP_NUM_THREADS is a wish of the user's"
+    assert any("OMP_NUM_THREADS" in reason for reason in alone.reasons)
 
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cifarflow.data.packed import read_split
-from cifarflow.errors import ConfigError, MissingInputError, TrainingError
+from cifarflow.errors import CheckpointError, ConfigError, MissingInputError, TrainingError
 from cifarflow.models.speednet import SpeedNet
 from cifarflow.training import interrupts
 from cifarflow.training import task as task_module
@@ -22,6 +23,7 @@ from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
 from cifarflow.training.graphs import RecordedStep
 from cifarflow.training.interrupts import TrainingInterrupted
+from cifarflow.training.state import TrainState
 from cifarflow.training.watch import LossWatch
 from cifarflow.workspace import Workspace
 from tests.support.networks import network
@@ -102,6 +104,26 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(
     assert not torch.equal(weights(runs[0])["head.weight"], weights(runs[2])["head.weight"])
 
 
+def test_a_batch_weighs_the_same_in_running_statistics_however_it_is_cut(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Micro-batches of the same pictures, so that their means are those of the batch."""
+    network = {"model__name": "tudui", "model__tudui__batch_norm": True, "train__batch_size": 40}
+    means = []
+    for size, count in ((40, 40), (10, 40), (10, 20)):
+        config = small_config(**network, train__micro_batch_size=size)
+        fit = small_fit(workspace, config, checkpoints=fresh(tmp_path / f"{size} {count}"))
+        images = fit.task.train.images[:10].repeat(count // 10, 1, 1, 1)
+        layer = next(module for module in fit.state.model.modules() if isinstance(module, nn.BatchNorm2d))
+        statistics: Any = layer.running_mean
+        before = statistics.clone()
+        fit.step.model.train()
+        fit.step(images, torch.zeros(count, dtype=torch.int64), fit.task.preprocess(16))
+        means.append(statistics - before)
+    torch.testing.assert_close(means[1], means[0])
+    torch.testing.assert_close(means[2], means[0] * (1 - 0.9**0.5) / 0.1)
+
+
 def test_deterministic_and_compiled_trainings_end_with_the_same_weights(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +173,7 @@ def test_a_step_by_generated_code_learns_as_one_by_torchs_own(
 
 
 class SignalAt(Checkpoints):
-    """Checkpoints of a process that gets a SIGTERM during step `step`."""
+    """Checkpoints of a process that gets a SIGTERM once `steps_left` steps are done."""
 
     steps_left = 0
 
@@ -173,7 +195,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(
     straight = small_fit(workspace, config, checkpoints=fresh(tmp_path / "straight"))
     straight.run()
     checkpoints = SignalAt(folder=tmp_path / "stopped", interval_seconds=1e9)
-    checkpoints.steps_left = step - 1
+    checkpoints.steps_left = step
     with pytest.raises(TrainingInterrupted, match=f"stopped after step {step},"):
         small_fit(workspace, config, checkpoints=checkpoints).run()
     resumed = small_fit(workspace, config, checkpoints=fresh(tmp_path / "stopped"))
@@ -189,6 +211,44 @@ def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(
         for fit in (straight, resumed)
     ]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_signal_after_an_epochs_last_step_is_heard(
+    workspace: Workspace, tmp_path: Path, epoch: int
+) -> None:
+    """Also after the very last: who asked for an end must not see the next stage start."""
+
+    def signal_at(state: TrainState) -> None:
+        if len(state.history) == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingInterrupted, match=f"stopped after step {epoch * 4},"):
+        small_fit(workspace, small_config(), checkpoints=fresh(tmp_path), on_epoch=signal_at).run()
+    resumed = small_fit(workspace, small_config(), checkpoints=fresh(tmp_path))
+    assert len(resumed.state.history) == epoch
+    resumed.run()
+    assert len(resumed.state.history) == 3
+
+
+def test_a_kill_loses_no_more_than_the_interval_between_checkpoints(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """By a clock on which a step takes a second."""
+    seconds = iter(range(1000))
+    checkpoints = Checkpoints(folder=tmp_path, interval_seconds=3, clock=lambda: next(seconds))
+    newest: list[int] = []
+
+    def count(self: Fit, _: object) -> None:
+        path = checkpoints.newest()
+        newest.append(self.state.step - (int(path.name.split("-")[1]) if path else 0))
+
+    fit = small_fit(workspace, small_config(train__epochs=5), checkpoints=checkpoints)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fit, "_stop_where_asked", count)
+        fit.run()
+    assert len(newest) > 20
+    assert 0 < max(newest) <= 3, "steps since the last checkpoint, after each"
 
 
 def test_the_result_is_the_moving_average_of_weights_and_statistics(
@@ -225,8 +285,39 @@ def test_checkpoints_on_the_way_do_not_change_the_result(workspace: Workspace, t
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_remedy(workspace: Workspace, tmp_path: Path) -> None:
     config = small_config(**{**COURSE, "train__optimizer__sgd__learning_rate": 1e30})
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+ of 12.*learning rate"):
-        small_fit(workspace, config, checkpoints=fresh(tmp_path)).run()
+    where = r"the loss became (nan|inf) at step \d+ of 12.*learning rate"
+    with pytest.raises(TrainingError, match=f"{where}.*There is no checkpoint from before it"):
+        small_fit(workspace, config, checkpoints=fresh(tmp_path / "none")).run()
+    checkpoints = fresh(tmp_path / "each step", interval_seconds=0.0)
+    with pytest.raises(TrainingError, match=where) as stopped:
+        small_fit(workspace, config, checkpoints=checkpoints).run()
+    assert f"The last checkpoint is {checkpoints.newest()}." in str(stopped.value)
+
+
+def test_weights_that_only_the_validation_finds_broken_are_no_result(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """The update of the last step, which no later loss would tell of."""
+    config = small_config(**{**COURSE, "train__epochs": 0.25, "train__optimizer__sgd__learning_rate": 1e30})
+    fit = small_fit(workspace, config, checkpoints=fresh(tmp_path))
+    assert fit.task.total_steps == 1
+    with pytest.raises(TrainingError, match=r"the validation loss became (nan|inf) at step 1 of 1"):
+        fit.run()
+
+
+@pytest.mark.parametrize("kind", ["keys", "shapes"])
+def test_a_whole_checkpoint_of_something_else_is_no_traceback(
+    workspace: Workspace, tmp_path: Path, kind: str
+) -> None:
+    fit = small_fit(workspace, small_config(), checkpoints=fresh(tmp_path))
+    fit.checkpoints.save(fit.state.snapshot(), step=1)
+    if kind == "keys":
+        fit.checkpoints.save({"step": 2}, step=2)
+        assert small_fit(workspace, small_config(), checkpoints=fresh(tmp_path)).state.step == 0
+    else:
+        fit.checkpoints.save({**fit.state.snapshot(), "model": {}}, step=2)
+        with pytest.raises(CheckpointError, match=r"was not saved by this training.*Delete that folder"):
+            small_fit(workspace, small_config(), checkpoints=fresh(tmp_path))
 
 
 def test_the_resolution_schedule_and_fractional_epochs(workspace: Workspace, tmp_path: Path) -> None:
@@ -375,7 +466,7 @@ def test_dropout_draws_the_same_after_a_stop(workspace: Workspace, tmp_path: Pat
     assert not torch.equal(straight.state.model[1].weight, other.state.model[1].weight)  # pyright: ignore
     stopped = with_dropout(workspace, tmp_path / "c")
     checkpoints = SignalAt(folder=tmp_path / "c", interval_seconds=1e9)
-    checkpoints.steps_left = 3
+    checkpoints.steps_left = 4
     with pytest.raises(TrainingInterrupted):
         replace(stopped, checkpoints=checkpoints).run()
     resumed = with_dropout(workspace, tmp_path / "c")

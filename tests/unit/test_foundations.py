@@ -56,6 +56,19 @@ def test_a_full_disk_names_the_file_and_the_way_back(capsys: pytest.CaptureFixtu
     assert "git checkout metrics plots" in message, "these are in Git: DVC cannot bring them back"
 
 
+def test_a_second_interrupt_leaves_the_first_ones_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    """Pressed again while things are closed, which may take seconds."""
+
+    def main() -> None:
+        try:
+            raise KeyboardInterrupt("stopped after step 3")
+        finally:
+            raise KeyboardInterrupt
+
+    assert errors.run(main) == 130
+    assert capsys.readouterr().err == "stopped after step 3\n"
+
+
 def test_an_interrupt_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert raising(KeyboardInterrupt("stopped after step 3")) == 130
     assert "stopped after step 3" in capsys.readouterr().err

@@ -1,19 +1,21 @@
 """Steps recorded as CUDA graphs: the same training as without, on a GPU; elsewhere, how the choice is made."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from cifarflow.compute.plan import plan_compute
 from cifarflow.errors import ConfigError, TrainingError
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
-from cifarflow.training.graphs import RecordedStep
+from cifarflow.training.graphs import RecordedStep, recorded
 from cifarflow.training.watch import LossWatch, NotFiniteError
 from cifarflow.workspace import Workspace
-from tests.support.small import small_config, small_fit, small_workspace
+from tests.support.small import small_config, small_fit, small_task, small_workspace
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -109,6 +111,25 @@ def test_the_first_loss_that_is_not_finite_is_told_by_its_distance() -> None:
         watch.look()
     watch.look()
     assert watch.last == (1.0, 0.5), "what was read once is not read again"
+
+
+def test_a_step_that_draws_is_not_recorded_and_that_is_said(
+    workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = Fit.start(
+        small_task(workspace, small_config(train__device="cpu")),
+        nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(3 * 16 * 16, 10)),
+        checkpoints=Checkpoints(folder=tmp_path, interval_seconds=1e9),
+        on_epoch=lambda _: None,
+    ).step
+    step = replace(plain, compute=replace(plain.compute, cuda_graphs=True))
+    assert recorded(plain, asked=True) is plain
+    assert recorded(step, asked=False) is step
+    assert "No CUDA graphs after all" in caplog.text
+    with pytest.raises(ConfigError, match="draws at random"):
+        recorded(step, asked=True)
+    still = replace(step, model=nn.Linear(2, 2))
+    assert isinstance(recorded(still, asked=False), RecordedStep)
 
 
 def test_a_processor_has_no_graphs() -> None:

@@ -33,7 +33,7 @@ def speednet(
     """Build the network; the caller seeds torch first, since filters and head are drawn here.
 
     `depth` is the number of convolutions in each of the three groups, 2 or 3. `batch_norm_momentum` is the weight of
-    one micro-batch in the running statistics. Raises ValueError for pictures too small to survive three poolings.
+    a batch in the running statistics. Raises ValueError for pictures too small to survive three poolings.
     """
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(

@@ -33,7 +33,9 @@ class Tracker:
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Numbers of one step; one that the journal has from before a kill is not written again."""
         new = self._writer.metrics(values, step=step)
-        self.tensorboard.scalars(new, step=step)
+        # TensorBoard hides a step that is repeated: it gets all of it, and shows what the journal, and MLflow, have.
+        shown = new if len(new) == len(values) else self._writer.values_at(step)
+        self.tensorboard.scalars(shown, step=step)
         self._notify()
 
     def artifact(self, path: Path, *, folder: str = "") -> None:
@@ -106,10 +108,12 @@ def _open(
     tensorboard = _open_tensorboard(writer, tracking, workspace, state=state, stage=stage)
     writer.start(state, stage=stage)
     sender = _open_sender(tracking.mlflow, workspace, state=state) if tracking.mlflow.enabled else None
+    interrupted = False
     try:
         yield Tracker(writer, sender, tensorboard)
     except BaseException as error:
-        writer.status("FAILED" if isinstance(error, Exception) else "KILLED")
+        interrupted = not isinstance(error, Exception)
+        writer.status("KILLED" if interrupted else "FAILED")
         raise
     else:
         writer.status("FINISHED")
@@ -117,23 +121,19 @@ def _open(
         writer.close()
         tensorboard.close()
         if sender is not None:
-            _close_sender(sender, tracking.mlflow, workspace)
+            _close_sender(sender, tracking.mlflow, workspace, in_a_hurry=interrupted)
 
 
 def _open_tensorboard(
     writer: JournalWriter, tracking: TrackingConfig, workspace: Workspace, *, state: PipelineState, stage: str
 ) -> TensorboardView:
-    """The last step of a killed process may not have reached TensorBoard's file: it is written again."""
+    """The view of one stage: what a stage other than train shows has a folder of its own."""
     if not tracking.tensorboard.enabled:
         return TensorboardView(None)
     folder = _tensorboard_folder(workspace, state)
     if stage != "train":  # one model may be evaluated in several ways
         folder /= f"{stage}-{state.identity.stage_keys[stage][:8]}"
-    last_step = writer.last_step
-    view = TensorboardView(folder, first_step=last_step)
-    if last_step is not None:
-        view.scalars(writer.values_at(last_step), step=last_step)
-    return view
+    return TensorboardView(folder, goes_on=writer.last_step is not None)
 
 
 def _tensorboard_folder(workspace: Workspace, state: PipelineState) -> Path:
@@ -155,11 +155,14 @@ def _open_sender(config: MlflowConfig, workspace: Workspace, *, state: PipelineS
     return sender
 
 
-def _close_sender(sender: Sender, config: MlflowConfig, workspace: Workspace) -> None:
+def _close_sender(sender: Sender, config: MlflowConfig, workspace: Workspace, *, in_a_hurry: bool) -> None:
+    """`in_a_hurry` is who pressed Ctrl-C: no longer than a person waits without being told why."""
     sender.notify()  # of the status event
     uri = MlflowTracker(config, workspace).uri
     local_seconds = max(LOCAL_PATIENCE_SECONDS, config.timeout_seconds)
     patience = config.timeout_seconds if is_server(uri) else local_seconds
+    if in_a_hurry:
+        patience = min(SILENT_SECONDS, patience)
     if not _close_in_time(sender, patience, store=without_passwords(uri)):
         logger.warning(
             "MLflow lacks a part of this run; `uv run cifarflow sync` sends the rest from %s.",

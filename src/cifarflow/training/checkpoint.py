@@ -9,7 +9,7 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,18 @@ class Checkpoints:
         self._last_save = self.clock()
         return path
 
-    def load(self) -> dict[str, Any] | None:
-        """The newest state that is whole, or None; a broken file is passed over with a warning."""
+    def load(self, *, keys: Set[str] = frozenset()) -> dict[str, Any] | None:
+        """The newest state that is whole and has `keys`, or None; any other file is passed over with a warning."""
         for path in self._newest_first():
             state = _read(path)
-            if isinstance(state, dict) and state.get("format") == FORMAT:
+            if isinstance(state, dict) and state.get("format") == FORMAT and keys <= set(state):
                 return state
             logger.warning("checkpoint %s is damaged; the one before it is used", path)
         return None
 
-    def exist(self) -> bool:
-        return bool(self._newest_first())
+    def newest(self) -> Path | None:
+        """The file that was saved last, if one was."""
+        return next(iter(self._newest_first()), None)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*-*.pt"), reverse=True)

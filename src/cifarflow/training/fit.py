@@ -4,23 +4,25 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from cifarflow.compute.processor import pictures_at_once
-from cifarflow.errors import TrainingError
+from cifarflow.errors import CheckpointError, TrainingError
 from cifarflow.evaluation.predict import predict_logits
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.difficulty import Difficulty
-from cifarflow.training.graphs import RecordedStep
+from cifarflow.training.graphs import RecordedStep, recorded
 from cifarflow.training.interrupts import Interrupts, TrainingInterrupted
 from cifarflow.training.losses import LOSSES
 from cifarflow.training.optimizers import build_optimizers, keep_rates_on, schedule_groups
 from cifarflow.training.progress import TrainingProgress, training_progress
 from cifarflow.training.schedules import learning_rate_factor
-from cifarflow.training.state import TrainState
-from cifarflow.training.step import Step
+from cifarflow.training.state import SNAPSHOT_KEYS, TrainState
+from cifarflow.training.step import Step, batch_norms
 from cifarflow.training.task import Task
 from cifarflow.training.watch import LossWatch, NotFiniteError
 
@@ -52,8 +54,8 @@ class Fit:
             difficulty=Difficulty.unknown(len(task.train.labels), task.compute.device),
             average_decay=config.averaging.decay,
         )
-        if (saved := checkpoints.load()) is not None:
-            state.restore(saved)
+        if (saved := checkpoints.load(keys=SNAPSHOT_KEYS)) is not None:
+            _restore(state, saved, folder=checkpoints.folder)
         task.processes.agree(model)
         step = Step(
             model=model,
@@ -62,6 +64,8 @@ class Fit:
             loss=LOSSES.get(config.loss.name, where="params.yaml: train.loss.name"),
             label_smoothing=config.loss.label_smoothing,
             compute=task.compute,
+            batch_size=config.batch_size,
+            batch_norms=batch_norms(model),
             seed=task.batches.seed,
             processes=task.processes,
         )
@@ -71,7 +75,7 @@ class Fit:
             task=task,
             state=state,
             step=step,
-            take_step=RecordedStep(step) if task.compute.cuda_graphs and not step.draws else step,
+            take_step=recorded(step, asked=config.cuda_graphs is True),
             checkpoints=checkpoints,
             on_epoch=on_epoch,
         )
@@ -90,8 +94,10 @@ class Fit:
                 row = self.state.finish_epoch(self._validate())
                 progress.epoch(row, epochs=self.task.config.epochs)
                 self.on_epoch(self.state)
+                self._stop_where_asked(interrupts)  # during the validation
             if is_main:  # DVC records the result some seconds later: killed until then, the run is not lost
-                self.checkpoints.save(self.state.snapshot(), step=self.state.step)
+                self._save()
+            self._stop_where_asked(interrupts)
 
     def _train_epoch(self, epoch: int, interrupts: Interrupts, progress: TrainingProgress) -> None:
         state, task = self.state, self.task
@@ -124,19 +130,29 @@ class Fit:
         try:
             self.watch.look()
         except NotFiniteError as error:
-            raise self._diverged(error) from None
+            step = self.state.step - error.steps_ago
+            raise self._diverged("loss", error.loss, step=step) from None
 
     def _keep_safe(self, interrupts: Interrupts) -> None:
-        """Save the state when it is time to, or when somebody wants the process to end."""
+        """Save the state when it is time to, and stop when somebody wants the process to end."""
+        if self.task.processes.is_main and self.checkpoints.is_due():
+            self._save()
+        self._stop_where_asked(interrupts)
+
+    def _stop_where_asked(self, interrupts: Interrupts) -> None:
+        """Raises TrainingInterrupted, with the state saved, when a signal came to any of the processes."""
         processes = self.task.processes
-        requested = processes.any(interrupts.requested, self.task.compute.device)
-        if processes.is_main and (requested or self.checkpoints.is_due()):
-            self._check_losses()
-            self.checkpoints.save(self.state.snapshot(), step=self.state.step)
-        if requested:
-            raise TrainingInterrupted(
-                f"stopped after step {self.state.step}, saved in {self.checkpoints.folder}; the same command goes on"
-            )
+        if not processes.any(interrupts.requested, self.task.compute.device):
+            return
+        if processes.is_main:
+            self._save()
+        raise TrainingInterrupted(
+            f"stopped after step {self.state.step}, saved in {self.checkpoints.folder}; the same command goes on"
+        )
+
+    def _save(self) -> None:
+        self._check_losses()
+        self.checkpoints.save(self.state.snapshot(), step=self.state.step)
 
     def _learning_rate_factor(self, progress: float) -> float:
         schedule = self.task.config.schedule
@@ -163,6 +179,8 @@ class Fit:
         loss = self.step.loss(logits, labels[own], 0.0).sum()
         found = torch.stack((loss.double(), (logits.argmax(1) == labels[own]).sum().double()))
         loss_sum, correct = task.processes.add_up(found).tolist()
+        if not math.isfinite(loss_sum):  # the last step's weights, whose loss no step will see
+            raise self._diverged("validation loss", loss_sum, step=self.state.step)
         return {
             "validation_loss": loss_sum / len(labels),
             "validation_accuracy": correct / len(labels),
@@ -170,12 +188,23 @@ class Fit:
             "pixels": float(pixels),
         }
 
-    def _diverged(self, error: NotFiniteError) -> TrainingError:
-        step = self.state.step - error.steps_ago
-        saved = "Checkpoints" if self.checkpoints.exist() else "No checkpoints"
+    def _diverged(self, what: str, value: float, *, step: int) -> TrainingError:
+        newest = self.checkpoints.newest()
+        saved = f"The last checkpoint is {newest}." if newest else "There is no checkpoint from before it."
         return TrainingError(
-            f"the loss became {error.loss} at step {step} of {self.task.total_steps}. "
+            f"the {what} became {value} at step {step} of {self.task.total_steps}. "
             f"Lower the learning rate of train.optimizer.{self.task.config.optimizer.name}, "
-            "or set train.precision to fp32. "
-            f"{saved} from before it are in {self.checkpoints.folder}."
+            f"or set train.precision to fp32. {saved}"
         )
+
+
+def _restore(state: TrainState, saved: dict[str, Any], *, folder: Path) -> None:
+    """Raises CheckpointError when `saved` is the state of something else, though it is whole."""
+    try:
+        state.restore(saved)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the checkpoint in {folder} was not saved by this training ({type(error).__name__}: {reason}). "
+            "Delete that folder, then run the same command again: training starts anew."
+        ) from None

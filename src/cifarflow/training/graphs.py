@@ -4,14 +4,18 @@ The method is that of PyTorch's notes on CUDA semantics (docs.pytorch.org, "CUDA
 that is not recorded, gradients in the graph's own memory.
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cifarflow.errors import ConfigError
 from cifarflow.models.preprocess import Preprocess
 from cifarflow.training.step import Step
+
+logger = logging.getLogger(__name__)
 
 Kind = tuple[int, Preprocess, tuple[bool, ...]]
 """Steps of one graph: pictures in the batch, what is made of them, and which parameters are trained."""
@@ -75,3 +79,21 @@ class RecordedStep:
     def _shared_pool(self) -> Any:
         """The memory of the first graph, for all: no two of them are replayed at once."""
         return next((one.graph.pool() for one in self.recordings.values() if one is not None), None)
+
+
+def recorded(step: Step, *, asked: bool) -> Step | RecordedStep:
+    """`step` as its plan wants it taken. One that draws at random (dropout) draws anew each time: it is not recorded.
+
+    Raises ConfigError where graphs are `asked` for all the same.
+    """
+    if not step.compute.cuda_graphs:
+        return step
+    if not step.draws:
+        return RecordedStep(step)
+    if asked:
+        raise ConfigError(
+            "params.yaml: train.cuda_graphs is true, but this network draws at random (dropout), which a recorded step "
+            "cannot. Use auto or false."
+        )
+    logger.warning("No CUDA graphs after all: this network draws at random (dropout).")
+    return step

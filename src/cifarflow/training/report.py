@@ -92,11 +92,16 @@ def train_metrics(state: TrainState, task: Task) -> dict[str, Any]:
         "compute": {
             **task.compute.describe(),
             "processor": processor_name(),
+            **gpu_name(task.compute.device),
             "processes": task.processes.count,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },
     }
+
+
+def gpu_name(device: torch.device) -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
 
 
 def _weights_and_gradients(model: nn.Module) -> Mapping[str, torch.Tensor]:

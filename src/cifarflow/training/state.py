@@ -10,6 +10,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarflow.training.difficulty import Difficulty
 
+SNAPSHOT_KEYS = frozenset({"model", "average", "optimizers", "step", "history", "difficulty", "epoch_so_far"})
+
 
 @dataclass(kw_only=True, slots=True)
 class TrainState:
@@ -76,6 +78,7 @@ class TrainState:
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Raises what its parts raise (RuntimeError, ValueError ...) for a snapshot of something else."""
         self.model.load_state_dict(snapshot["model"])
         if snapshot["average"] is not None:
             self.average = self._new_average()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from cifarflow.compute.plan import ComputePlan
@@ -12,6 +13,15 @@ from cifarflow.compute.processes import Combination, Processes
 from cifarflow.data.batches import micro_batches
 from cifarflow.data.randomness import seed_of
 from cifarflow.training.losses import Loss
+
+BatchNorms = list[tuple[_BatchNorm, float]]
+"""Layers, and how much `batch_size` pictures weigh in the running statistics of each."""
+
+
+def batch_norms(model: nn.Module) -> BatchNorms:
+    """Those of a new network: a training step sets their momentum."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [(layer, layer.momentum) for layer in layers if layer.momentum is not None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +35,8 @@ class Step:
     loss: Loss
     label_smoothing: float
     compute: ComputePlan
+    batch_size: int
+    batch_norms: BatchNorms
     seed: int
     processes: Processes = field(default_factory=Processes)
 
@@ -34,10 +46,12 @@ class Step:
         """Train on uint8 `images` `[B, H, W, 3]`; returns losses float32 `[B]`, and who was right, bool `[B]`.
 
         Gradients are those of the mean loss over the batch, however it is cut: only batch normalisation and dropout see
-        the micro-batches. Small ones keep the activations in the processor's cache. What dropout draws depends on the
-        seed, the step's `number` and the micro-batch, so a resumed run and several processes draw the same.
+        the micro-batches, and in running statistics a picture weighs the same in each. Small ones keep the activations
+        in the processor's cache. What dropout draws depends on the seed, the step's `number` and the micro-batch, so a
+        resumed run and several processes draw the same.
         """
         parts = micro_batches(len(images), self.compute.micro_batch_size)
+        self._weigh_statistics(len(images) / len(parts))
         several = self.processes.count > 1
         combination = Combination(self.processes, self.model, micro_batches=len(parts)) if several else None
         # A row for the losses and one for the right answers; what other processes find is added up.
@@ -52,6 +66,11 @@ class Step:
             for optimizer in self.optimizers:
                 optimizer.step()
         return found[0], found[1].bool()
+
+    def _weigh_statistics(self, pictures: float) -> None:
+        """Set the momentum of batch norm for forward passes of so many: `batch_size` of them come to its own."""
+        for layer, momentum in self.batch_norms:
+            layer.momentum = 1 - (1 - momentum) ** (pictures / self.batch_size)
 
     def _learn(
         self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor], *, batch_size: int
