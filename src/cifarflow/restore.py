@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cifarflow import files
 from cifarflow.config import Config, flatten
 from cifarflow.data.packed import read_dataset
-from cifarflow.errors import TrackingError
+from cifarflow.errors import DataIntegrityError, TrackingError
 from cifarflow.provenance import compute_tags, pipeline_state
 from cifarflow.tracking.identity import PipelineState
 from cifarflow.tracking.journal import journal_of
@@ -22,6 +23,7 @@ RESTORED_TAG = "cifarflow.restored"
 PLOTS = (".csv", ".png")
 REPORTING = ("train", "evaluate", "export")
 MAKING_THE_MODEL = ("download", "prepare", "train")
+BRING_BACK = "Run `git checkout metrics plots` for the committed one, or `uv run dvc repro` for a new one."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +40,8 @@ def restore_records(config: Config, workspace: Workspace) -> Restored:
     A stage that was killed here and ended on another machine has a journal that breaks off: it is completed.
 
     The records say what metrics/train.json says of the machine that did the work, not what this machine is. A stage
-    that DVC would run again is left out: its files belong to other params or other code. Raises TrackingError.
+    that DVC would run again is left out: its files belong to other params or other code. Raises TrackingError, and
+    DataIntegrityError for a file of results that is broken.
     """
     state = current_state(config, workspace)
     if state is None:
@@ -63,16 +66,21 @@ def restore_records(config: Config, workspace: Workspace) -> Restored:
 
 
 def current_state(config: Config, workspace: Workspace) -> PipelineState | None:
-    """The pipeline state that the files at hand make up, or None where there is no trained model."""
+    """The pipeline state that the files at hand make up, or None where there is no trained model.
+
+    Raises DataIntegrityError.
+    """
     if not workspace.model_description.is_file() or not workspace.dataset.is_file():
         return None
+    from cifarflow.models.bundle import read_description  # here: it takes torch, which takes a second
+
     trained, evaluated = workspace.metrics("train"), workspace.metrics("evaluation")
-    compute = files.read_json(trained)["compute"] if trained.is_file() else {}
-    views = files.read_json(evaluated).get("views_precision") if evaluated.is_file() else None
+    compute = _compute(trained) if trained.is_file() else {}
+    views = _mapping(evaluated).get("views_precision") if evaluated.is_file() else None
     return pipeline_state(
         config,
         workspace,
-        run_key=files.read_json(workspace.model_description)["run_key"],
+        run_key=read_description(workspace.model_description).run_key,
         dataset=read_dataset(workspace.dataset),
         tags={
             RESTORED_TAG: "true",
@@ -80,6 +88,23 @@ def current_state(config: Config, workspace: Workspace) -> PipelineState | None:
             **compute_tags({"views_precision": views} if views else {}),
         },
     )
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """What a file of metrics holds. Raises DataIntegrityError when it is something else."""
+    content = files.read_json(path)
+    if not isinstance(content, dict):
+        raise DataIntegrityError(f"{path} holds a {type(content).__name__}, expected a mapping. {BRING_BACK}")
+    return content
+
+
+def _compute(trained: Path) -> dict[str, Any]:
+    compute = _mapping(trained).get("compute")
+    if not isinstance(compute, dict):
+        raise DataIntegrityError(
+            f"{trained} has no mapping `compute`, which tells of the machine that trained. {BRING_BACK}"
+        )
+    return compute
 
 
 def _trained_on(compute: Mapping[str, Any]) -> dict[str, str]:
@@ -116,18 +141,34 @@ def _differs(changes: Any) -> bool:
 
 
 def _report_train(workspace: Workspace, tracker: Tracker) -> None:
-    with workspace.history.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            epoch = int(row.pop("epoch"))
-            tracker.metrics({name: float(value) for name, value in row.items()}, step=epoch)
+    for epoch, values in read_history(workspace.history):
+        tracker.metrics(values, step=epoch)
     tracker.artifact(workspace.history, folder="plots")
 
 
+def read_history(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """The epochs of plots/history.csv. Raises DataIntegrityError when it is something else."""
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = [(int(row.pop("epoch")), row) for row in csv.DictReader(stream)]
+        return [(epoch, {name: float(value) for name, value in row.items()}) for epoch, row in rows]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise DataIntegrityError(f"{path} is not a history of epochs: {what}. {BRING_BACK}") from None
+
+
 def _report_metrics(workspace: Workspace, tracker: Tracker, *, name: str, prefix: str) -> None:
-    numbers = flatten(files.read_json(workspace.metrics(name)))
-    tracker.metrics(
-        {f"{prefix}{key}": value for key, value in numbers if isinstance(value, int | float)}, step=0
-    )
+    numbers = read_numbers(workspace.metrics(name))
+    tracker.metrics({f"{prefix}{key}": value for key, value in numbers.items()}, step=0)
+
+
+def read_numbers(path: Path) -> dict[str, float]:
+    """The numbers of a file of metrics by dotted key. Raises DataIntegrityError when it is something else."""
+    leaves = flatten(_mapping(path))
+    try:
+        return {key: float(value) for key, value in leaves if isinstance(value, int | float)}
+    except OverflowError as error:  # JSON has whole numbers of any length
+        raise DataIntegrityError(f"{path} holds a number that is too large: {error}. {BRING_BACK}") from None
 
 
 def _report_evaluation(workspace: Workspace, tracker: Tracker) -> None:
@@ -138,7 +179,9 @@ def _report_evaluation(workspace: Workspace, tracker: Tracker) -> None:
 
 
 def _report_export(workspace: Workspace, tracker: Tracker) -> None:
+    from cifarflow.models.bundle import read_description
+
     _report_metrics(workspace, tracker, name="export", prefix="export_")
     tracker.artifact(workspace.export / "MODEL_CARD.md", folder="export")
-    model = files.read_json(workspace.model_description)
-    tracker.onnx_model(workspace.onnx_model, image_size=model["image_size"], classes=model["classes"])
+    model = read_description(workspace.model_description)
+    tracker.onnx_model(workspace.onnx_model, image_size=model.image_size, classes=model.classes)

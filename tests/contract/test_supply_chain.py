@@ -33,19 +33,26 @@ class Call:
     def last(self) -> str:
         return self.name.rpartition(".")[2]
 
-    def says(self, keyword: str, value: str | bool, *, default: bool | None = None) -> bool:
+    def says(self, keyword: str, value: str | bool | None, *, default: bool | None = None) -> bool:
         """Whether the keyword has this value for certain; `default` is what leaving it out means."""
         given = self.named.get(keyword, ast.Constant(default))
         return isinstance(given, ast.Constant) and given.value == value
 
 
 UNPICKLERS = re.compile(r"(pickle|joblib|dill|marshal)\.(load|loads|Unpickler)")
+# torch and torchvision unpickle what these bring, or what lies where they would put it, and check neither.
+HUB = {"load_state_dict_from_url", "load_url", "get_state_dict", "hub.load", "torch.hub.load"}
+OWN_WEIGHTS = {"save_model"}  # `weights` is a path of ours
 RUNS_TEXT = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
 FAULTS: dict[str, Callable[[Call], object]] = {
     "runs text": lambda call: call.name in RUNS_TEXT,
     "starts a shell": lambda call: not call.says("shell", False, default=False),
     "unpickles": lambda call: UNPICKLERS.fullmatch(call.name),
     "may unpickle": lambda call: call.name == "torch.load" and not call.says("weights_only", True),
+    "unpickles a download": lambda call: call.name in HUB or call.last in HUB,
+    "unpickles a download of torchvision's": lambda call: (
+        call.name not in OWN_WEIGHTS and not call.says("weights", None, default=None)
+    ),
     "may unpickle arrays": lambda call: not call.says("allow_pickle", False, default=False),
     "builds objects": lambda call: call.name in {"yaml.load", "yaml.unsafe_load", "yaml.full_load"},
     "is YAML that is not safe": lambda call: (
@@ -86,6 +93,14 @@ def test_no_code_runs_what_it_reads(path: Path) -> None:
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
+        "torchvision.models.vgg16(weights='IMAGENET1K_V1')",
+        "models.vgg16(weights=VGG16_Weights.DEFAULT)",
+        "get_model(name, weights=asked)",
+        "torch.hub.load_state_dict_from_url(url, weights_only=True)",
+        "load_state_dict_from_url(url)",
+        "model_zoo.load_url(url)",
+        "VGG16_Weights.DEFAULT.get_state_dict(check_hash=True)",
+        "torch.hub.load(repository, name)",
         "pickle.loads(content)",
         "pickle.Unpickler(stream)",
         "yaml.load(text, Loader=yaml.Loader)",

@@ -19,7 +19,7 @@ from cifarflow import cli, files
 from cifarflow.errors import CheckpointError, CifarflowError, DataIntegrityError
 from cifarflow.inference.metadata import INPUT, OUTPUT, PREFIX
 from cifarflow.inference.predictor import Predictor
-from cifarflow.models.bundle import load_model
+from cifarflow.models.bundle import load_model, read_description
 from tests.support.hostile import PROMISED_BYTES, Exploit, cifarflow, one_line
 from tests.unit.conftest import COLOURS, colour_program
 
@@ -185,7 +185,7 @@ DESCRIPTION = {
     "image_size": 32,
     "mean": [0.5, 0.5, 0.5],
     "std": [0.2, 0.2, 0.2],
-    "run_key": "k",
+    "run_key": "ab" * 32,
 }
 
 
@@ -227,6 +227,42 @@ def test_hostile_weights_are_one_fault(tmp_path: Path, attack: str, monkeypatch:
     with pytest.raises(DataIntegrityError, match=r"model\.safetensors is broken"):
         files.read_tensors(weights)
     assert not (tmp_path / "proof").exists()
+
+
+def test_a_sound_description_is_read(tmp_path: Path) -> None:
+    """What the tests below spoil one fact of."""
+    files.write_json(tmp_path / "model.json", DESCRIPTION)
+    assert read_description(tmp_path / "model.json").run_key == DESCRIPTION["run_key"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run_key", "/tmp/evil"),
+        ("run_key", "../" * 4 + "a" * 52),
+        ("run_key", "ab" * 31),
+        ("run_key", "AB" * 32),
+        ("run_key", "ab" * 32 + "\n"),
+        ("run_key", "\u0661" * 64),  # a digit, though none of ours
+        ("run_key", 10**63),
+        ("run_key", None),
+        ("classes", []),
+        ("classes", [1, 2]),
+        ("mean", ["a", "b", "c"]),
+        ("mean", [0.5, 0.5]),
+        ("std", [float("nan")] * 3),
+        ("std", [10**400] * 3),
+    ],
+)
+def test_a_description_with_one_hostile_fact_is_refused_by_its_name(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    path = tmp_path / "model.json"
+    files.write_json(path, {**DESCRIPTION, key: value})
+    with pytest.raises(
+        DataIntegrityError, match=rf"model\.json is not a model's description: `{key}` .*dvc checkout"
+    ):
+        read_description(path)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,29 @@
 """What every registered network can do, and what the course's network is made of."""
 
+import hashlib
 import inspect
 import io
+import pickle
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from cifarflow.config.schema import ModelConfig
-from cifarflow.errors import UnknownNameError
-from cifarflow.models import MODELS, create_model
+from cifarflow.errors import DataIntegrityError, DownloadError, UnknownNameError
+from cifarflow.models import MODELS, create_model, vgg
 from cifarflow.registry import Registry
 from cifarflow.training.optimizers import OPTIMIZERS, split_by_role
+from tests.support.hostile import Exploit, one_line
 from tests.support.networks import network
+from tests.support.small import PROJECT
 
 SMALL = [name for name in MODELS.names() if name != "vgg16"]  # 134 million weights: tested by shape alone
 
@@ -103,6 +112,92 @@ def test_vgg16_is_adapted_in_both_ways(head: str, last: list[tuple[int, int]]) -
     linears = [tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Linear)]
     assert linears[-len(last) :] == last
     assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
+
+
+@pytest.fixture
+def imagenet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The place of VGG-16's ImageNet weights, with nothing there and no network to bring them by."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(vgg, "WEIGHTS_URL", (tmp_path / "server" / "vgg16-397923af.pth").as_uri())
+    path = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "server").mkdir()
+    return path
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])
+def test_vgg16_runs_nothing_of_a_file_that_lies_in_the_place_of_its_weights(
+    imagenet_file: Path, tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(Exploit(tmp_path / "proof"), imagenet_file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(DataIntegrityError) as caught:
+        network("vgg16", pretrained=True)
+    assert str(imagenet_file) in one_line(str(caught.value))
+    assert "Delete it" in str(caught.value)
+    # Not even one of the right digest would run.
+    monkeypatch.setattr(vgg, "WEIGHTS_SHA256", hashlib.sha256(imagenet_file.read_bytes()).hexdigest())
+    with pytest.raises(pickle.UnpicklingError):
+        network("vgg16", pretrained=True)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_vgg16_fetches_its_weights_once_and_never_keeps_wrong_ones(
+    imagenet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = tmp_path / "server" / imagenet_file.name
+    with pytest.raises(DownloadError, match=r"set model\.vgg16\.pretrained to false"):
+        network("vgg16", pretrained=True)
+    with torch.device("meta"):
+        torch.save(torchvision.models.vgg16(weights=None).state_dict(), served)
+        with pytest.raises(DownloadError, match="invalid hash value"):
+            network("vgg16", pretrained=True)
+        assert list(imagenet_file.parent.iterdir()) == []
+        monkeypatch.setattr(vgg, "WEIGHTS_SHA256", hashlib.sha256(served.read_bytes()).hexdigest())
+        network("vgg16", pretrained=True)
+        served.unlink()
+        assert network("vgg16", pretrained=True)(torch.empty(1, 3, 32, 32)).shape == (1, 10)
+
+
+class OldTensor:
+    """A tensor of one value, pickled as in 2017, when torchvision's file was made; it takes a few bytes at any size."""
+
+    def __init__(self, value: float, shape: torch.Size) -> None:
+        self.tensor = torch.tensor([value]).expand(shape)
+
+    def __reduce__(self):
+        storage = self.tensor._typed_storage()
+        rebuild = torch._utils._rebuild_tensor  # pyright: ignore[reportAttributeAccessIssue]
+        return rebuild, (storage, 0, self.tensor.size(), self.tensor.stride())
+
+
+def test_vgg16_starts_from_weights_in_the_format_of_2017(
+    imagenet_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.device("meta"):
+        named = torchvision.models.vgg16(weights=None).state_dict().items()
+    old = OrderedDict((name, OldTensor(0.5, tensor.shape)) for name, tensor in named)
+    torch.save(old, imagenet_file, _use_new_zipfile_serialization=False)
+    monkeypatch.setattr(vgg, "WEIGHTS_SHA256", hashlib.sha256(imagenet_file.read_bytes()).hexdigest())
+    *kept, weight, bias = network("vgg16", pretrained=True).parameters()
+    assert all((parameter == 0.5).all() for parameter in kept)
+    assert (weight.shape, bias.shape) == ((10, 4096), (10,))
+
+
+def test_vgg16_expects_the_weights_that_torchvision_names() -> None:
+    weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
+    assert weights.url == vgg.WEIGHTS_URL
+    assert vgg.WEIGHTS_URL.endswith(f"-{vgg.WEIGHTS_SHA256[:8]}.pth")
+
+
+def test_other_networks_do_not_wait_for_torchvision() -> None:
+    program = (
+        "import sys; from tests.support.networks import network; "
+        "[network(name) for name in ('speednet', 'tudui')]; print('torchvision' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_an_unknown_model_is_named_with_the_nearest() -> None:

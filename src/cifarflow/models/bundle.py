@@ -1,6 +1,8 @@
 """A trained model on disk: weights without code (safetensors) and a description that rebuilds the network."""
 
+import re
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from cifarflow import files
-from cifarflow.errors import CheckpointError, MissingInputError
+from cifarflow.errors import CheckpointError, DataIntegrityError, MissingInputError
 from cifarflow.models import create_model
 
 MAX_IMAGE_SIZE = 4096  # pixels; of the sizes that params.yaml allows, the largest is 512
+RUN_KEY = re.compile("[0-9a-f]{64}")  # what provenance.train_key gives
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,15 +33,30 @@ class ModelDescription:
     run_key: str
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "ModelDescription":
-        """Raises KeyError or TypeError when `content` is not a description."""
+    def from_json(cls, content: Any) -> "ModelDescription":
+        """Raises KeyError (what lacks) or TypeError (what is wrong) when `content` is not a description."""
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, expected a mapping")
         lists = {name: tuple(content[name]) for name in ("classes", "mean", "std")}
         facts = cls(**{**content, **lists})
-        if not isinstance(facts.architecture, str) or not isinstance(facts.options, dict):
-            raise TypeError("`architecture` must be a name and `options` a mapping")
-        if type(facts.image_size) is not int or not 1 <= facts.image_size <= MAX_IMAGE_SIZE:
-            raise TypeError(f"`image_size` must be a whole number from 1 to {MAX_IMAGE_SIZE}")
+        facts._check()
         return facts
+
+    def _check(self) -> None:
+        if not isinstance(self.architecture, str) or not isinstance(self.options, dict):
+            raise TypeError("`architecture` must be a name and `options` a mapping")
+        if not self.classes or not all(isinstance(name, str) for name in self.classes):
+            raise TypeError("`classes` must be a list of names")
+        if type(self.image_size) is not int or not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise TypeError(f"`image_size` must be a whole number from 1 to {MAX_IMAGE_SIZE}")
+        for name, channels in (("mean", self.mean), ("std", self.std)):
+            if len(channels) != 3 or not all(type(value) is float and isfinite(value) for value in channels):
+                raise TypeError(f"`{name}` must be three finite floats")
+        # Folders are named by it, so it must not lead anywhere.
+        if not isinstance(self.run_key, str) or not RUN_KEY.fullmatch(self.run_key):
+            raise TypeError(
+                f"`run_key` is {self.run_key!r:.80}, expected the 64 hex digits that train gave it"
+            )
 
 
 def save_model(model: nn.Module, description: ModelDescription, *, weights: Path, target: Path) -> None:
@@ -48,21 +66,32 @@ def save_model(model: nn.Module, description: ModelDescription, *, weights: Path
     files.write_json(target, asdict(description))
 
 
+def read_description(path: Path) -> ModelDescription:
+    """Raises MissingInputError, or DataIntegrityError when the file does not describe a model."""
+    if not path.is_file():
+        raise MissingInputError(path, made_by="train")
+    content = files.read_json(path)
+    try:
+        return ModelDescription.from_json(content)
+    except (KeyError, TypeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise DataIntegrityError(
+            f"{path} is not a model's description: {what}. Run `uv run dvc checkout`, or `uv run dvc repro train`."
+        ) from None
+
+
 def load_model(weights: Path, description: Path) -> tuple[nn.Module, ModelDescription]:
     """The network in evaluation mode, float32 on the CPU, and its description.
 
-    Raises MissingInputError, or CheckpointError when the files are broken or do not belong together.
+    Raises what `read_description` raises, and CheckpointError when the weights are broken or of another network.
     """
-    for path in (weights, description):
-        if not path.is_file():
-            raise MissingInputError(path, made_by="train")
+    if not weights.is_file():
+        raise MissingInputError(weights, made_by="train")
+    facts = read_description(description)
     try:
-        facts = ModelDescription.from_json(files.read_json(description))
         state = safetensors.torch.load_file(weights)
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{weights} and {description} cannot be read: {error}. Run `uv run dvc checkout`."
-        ) from None
+        raise CheckpointError(f"{weights} cannot be read: {error}. Run `uv run dvc checkout`.") from None
     try:
         # Shapes only: nothing is drawn or allocated before the weights are known to fit.
         with torch.device("meta"), _Undrawn():

@@ -1,15 +1,18 @@
 """VGG-16 of torchvision, adapted to another number of classes in the course's two ways."""
 
-from typing import TYPE_CHECKING
+import hashlib
+from http.client import HTTPException
+from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from cifarflow.errors import DownloadError
+from cifarflow.errors import DataIntegrityError, DownloadError
 from cifarflow.models.registry import MODELS
 
-if TYPE_CHECKING:
-    from torchvision.models.vgg import VGG
-
+WEIGHTS_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's IMAGENET1K_V1, 528 MiB
+# torchvision itself names the first eight digits, in the file's name.
+WEIGHTS_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 IMAGENET_CLASSES = 1000
 HIDDEN_UNITS = 4096
 
@@ -19,11 +22,15 @@ def vgg16(*, num_classes: int, image_size: int, head: str, pretrained: bool) -> 
     """VGG-16 (Simonyan and Zisserman 2015, arXiv:1409.1556); any `image_size` of 32 or more, by its average pool.
 
     `head="replace"` puts a new last layer 4096 -> `num_classes`; `head="append"` keeps the 1000 ImageNet outputs and
-    adds a layer 1000 -> `num_classes` behind them. Raises DownloadError when the pretrained weights cannot be had.
+    adds a layer 1000 -> `num_classes` behind them. Raises DownloadError when the pretrained weights cannot be had, and
+    DataIntegrityError when the file that holds them is another.
     """
     import torchvision  # here: it takes a second, which a stage with another network need not wait
 
-    network = _pretrained() if pretrained else torchvision.models.vgg16(weights=None)
+    weights = _imagenet_weights() if pretrained else None
+    network = torchvision.models.vgg16(weights=None, init_weights=weights is None)
+    if weights is not None:
+        network.load_state_dict(weights)
     if head == "append":
         network.classifier.add_module("add_linear", nn.Linear(IMAGENET_CLASSES, num_classes))
     else:
@@ -31,14 +38,32 @@ def vgg16(*, num_classes: int, image_size: int, head: str, pretrained: bool) -> 
     return network
 
 
-def _pretrained() -> "VGG":
-    import torchvision
+def _imagenet_weights() -> dict[str, Tensor]:
+    """The weights from torchvision's own place for them; where they lack, they are downloaded to it.
 
-    weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
+    Not by torchvision's `weights=`: it unpickles whatever lies there, unchecked, and so would run its code.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_URL.rpartition("/")[2]
+    if not path.exists():
+        _download(path)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != WEIGHTS_SHA256:
+            raise DataIntegrityError(
+                f"{path} is not the file of ImageNet weights of vgg16: its SHA-256 is {digest}, expected "
+                f"{WEIGHTS_SHA256}. Delete it, then run the same command again: it is downloaded anew."
+            )
+        stream.seek(0)
+        return torch.load(stream, map_location="cpu", weights_only=True)
+
+
+def _download(path: Path) -> None:
+    """Bring the weights to `path`, where they appear whole and with the known digest, or not at all."""
     try:
-        return torchvision.models.vgg16(weights=weights)
-    except (OSError, RuntimeError) as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(WEIGHTS_URL, str(path), hash_prefix=WEIGHTS_SHA256)
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # the last two: a server's odd answer
         raise DownloadError(
-            f"the ImageNet weights of vgg16 could not be loaded from {weights.url}: {error}. Check the network, "
-            "put the file into TORCH_HOME/hub/checkpoints, or set model.vgg16.pretrained to false."
+            f"the ImageNet weights of vgg16 could not be loaded from {WEIGHTS_URL}: {error}. Check the network, "
+            f"put the file to {path}, or set model.vgg16.pretrained to false."
         ) from None
