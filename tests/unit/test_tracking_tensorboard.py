@@ -1,10 +1,16 @@
 """TensorBoard's files, read back with its own reader."""
 
 import logging
+import multiprocessing
+import os
 import shutil
+import signal
+import sys
 import time
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +18,15 @@ import torch
 
 from cifarflow.config.schema import MlflowConfig, TensorboardConfig, TrackingConfig
 from cifarflow.tracking import PipelineState, RunIdentity, open_tracker
+from cifarflow.tracking.journal import all_journals
 from cifarflow.tracking.tensorboard import TensorboardView, chart_of, histogram
+from cifarflow.tracking.tracker import Tracker
 from cifarflow.workspace import Workspace
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -87,11 +96,114 @@ def test_a_resumed_run_shows_every_step_once(tmp_path: Path) -> None:
     killed = TensorboardView(tmp_path)
     for step in range(3):
         killed.scalars({"train_loss": float(step)}, step=step)
-    resumed = TensorboardView(tmp_path, first_step=2)  # the journal's last step
+    resumed = TensorboardView(tmp_path, goes_on=True)
     for step in range(1, 5):
         resumed.scalars({"train_loss": float(step)}, step=step)
     resumed.close()
     assert scalars(tmp_path, "loss/train") == [(step, float(step)) for step in range(5)]
+
+
+WITH_TENSORBOARD = TrackingConfig(
+    mlflow=MlflowConfig(enabled=False, uri=None, experiment="x", timeout_seconds=1),
+    tensorboard=TensorboardConfig(enabled=True, pictures=0, graph=False, histograms=False),
+)
+EPOCHS = (1, 2, 3, 4)
+SLOW_DISK_SECONDS = 0.01
+EPOCH_SECONDS = 0.2  # more than the disk needs for the pictures of the start
+
+
+def reported(workspace: Workspace, epochs: Iterable[int]) -> None:
+    """What a training reports from its start, which each process goes through, to its end."""
+    key = "a" * 64
+    state = PipelineState(identity=RunIdentity(run_key=key, stage_keys={"train": key}), params={}, tags={})
+    with open_tracker("train", state, tracking=WITH_TENSORBOARD, workspace=workspace) as tracker:
+        for kind in ("before", "augmented"):
+            tracker.tensorboard.pictures(f"pictures/{kind}", np.zeros((2, 4, 4, 3), dtype=np.uint8), step=0)
+        for epoch in epochs:
+            tracker.metrics({"train_loss": 1 / epoch, "seconds": time.monotonic_ns() % 10_000}, step=epoch)
+            tracker.tensorboard.histograms({"weights/layer": torch.full((3,), float(epoch))}, step=epoch)
+
+
+def killed_before(workspace: Workspace, epochs: Sequence[int], *, call: str) -> None:
+    """A process that kills itself when `call` comes to the last epoch (0: to the second picture of its start)."""
+    owner = Tracker if call == "metrics" else TensorboardView
+    usual, write = getattr(owner, call), RecordWriter.write
+
+    def deadly(self: Any, what: Any, *rest: Any, step: int) -> None:
+        if what == "pictures/augmented" or step == epochs[-1] > 0:
+            time.sleep(EPOCH_SECONDS if call == "metrics" else 0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        usual(self, what, *rest, step=step)
+
+    def slowly(self: RecordWriter, data: bytes) -> None:
+        time.sleep(SLOW_DISK_SECONDS)  # else what nobody flushed would mostly be there by chance
+        write(self, data)
+
+    setattr(owner, call, deadly)
+    RecordWriter.write = slowly
+    reported(workspace, epochs)
+
+
+def put_before_later_ones(logs: Path) -> None:
+    """TensorBoard reads a run's files by name, that is by the second of their start: none of these starts takes one."""
+    files = sorted(logs.glob("*/events.*"), key=lambda path: path.stat().st_mtime_ns)
+    for number, path in enumerate(files):
+        _, rest = path.name.removeprefix("events.out.tfevents.").split(".", 1)
+        path.rename(path.with_name(f"events.out.tfevents.{number:010}.{rest}"))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a fork that is safe, which Linux alone has")
+@pytest.mark.parametrize(
+    ("killed", "call", "goes_on_with"),
+    [
+        pytest.param([0], "pictures", 1, id="at its start"),
+        pytest.param([1], "metrics", 1, id="in its first epoch"),
+        pytest.param([1], "scalars", 1, id="first epoch, in the journal only"),
+        pytest.param([1, 2, 3], "scalars", 3, id="third epoch, in the journal only"),
+        pytest.param([1, 2, 3], "histograms", 3, id="third epoch, its scalars only"),
+        pytest.param([1, 2, 3, 4], "scalars", 4, id="third epoch whole, fourth in the journal only"),
+        pytest.param([1, 2, 3], "histograms", 2, id="from the checkpoint before"),
+        pytest.param([1, 2, 3, 4], "histograms", 1, id="from the first step"),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_killed_run_that_goes_on_shows_every_scalar_histogram_and_picture_once(
+    tmp_path: Path, killed: list[int], call: str, goes_on_with: int, times: int
+) -> None:
+    """A training goes on with an epoch whose calls have all returned, or with an earlier one, never behind that."""
+    workspace = Workspace.at(tmp_path, {})
+    for first in [1, goes_on_with][:times]:
+        epochs = [epoch for epoch in killed if epoch >= first] or killed[-1:]
+        process = multiprocessing.get_context("fork").Process(
+            target=killed_before, args=(workspace, epochs), kwargs={"call": call}
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        put_before_later_ones(workspace.tensorboard_logs)
+    reported(workspace, EPOCHS[goes_on_with - 1 :])
+    (folder,) = workspace.tensorboard_logs.iterdir()
+    assert [step for step, _ in scalars(folder, "loss/train")] == list(EPOCHS)
+    (journal,) = all_journals(workspace)
+    first = [event["values"]["seconds"] for event in journal.events() if event["kind"] == "metrics"]
+    assert [value for _, value in scalars(folder, "seconds")] == pytest.approx(first), "as in MLflow"
+    events = read(folder)
+    histograms = [(event.step, event.histogram_value.max) for event in events.Histograms("weights/layer")]
+    assert histograms == [(epoch, float(epoch)) for epoch in EPOCHS]
+    for kind in ("before", "augmented"):
+        assert [event.step for event in events.Images(f"pictures/{kind}")] == [0]
+
+
+def test_a_training_that_goes_on_behind_a_whole_epoch_hides_nothing_of_it(tmp_path: Path) -> None:
+    """As after the checkpoint of a later step: that epoch is not repeated, and its histograms are nowhere else."""
+    workspace = Workspace.at(tmp_path, {})
+    for epochs in ((1, 2), (), (3, 4)):
+        reported(workspace, epochs)
+        put_before_later_ones(workspace.tensorboard_logs)
+    (folder,) = workspace.tensorboard_logs.iterdir()
+    assert [step for step, _ in scalars(folder, "loss/train")] == list(EPOCHS)
+    assert [event.step for event in read(folder).Histograms("weights/layer")] == list(EPOCHS)
 
 
 def test_a_model_that_cannot_be_drawn_costs_one_warning_and_nothing_else(
@@ -158,10 +270,6 @@ def test_a_model_keeps_its_folder_whatever_the_experiment_is_called_that_goes_on
     tmp_path: Path,
 ) -> None:
     """DVC gives each `dvc exp run` another name; two ways to evaluate one model are two curves."""
-    config = TrackingConfig(
-        mlflow=MlflowConfig(enabled=False, uri=None, experiment="x", timeout_seconds=1),
-        tensorboard=TensorboardConfig(enabled=True, pictures=0, graph=False, histograms=False),
-    )
     workspace = Workspace.at(tmp_path, {})
     for stage, experiment, way, step in (
         ("train", "torn-hart", "b", 1),
@@ -175,7 +283,7 @@ def test_a_model_keeps_its_folder_whatever_the_experiment_is_called_that_goes_on
             params={},
             tags={"dvc.experiment": experiment},
         )
-        with open_tracker(stage, state, tracking=config, workspace=workspace) as tracker:
+        with open_tracker(stage, state, tracking=WITH_TENSORBOARD, workspace=workspace) as tracker:
             tracker.metrics({"train_loss": float(step)}, step=step)
     (folder,) = workspace.tensorboard_logs.iterdir()
     assert folder.name == "torn-hart-" + "a" * 12

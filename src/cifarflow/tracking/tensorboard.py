@@ -18,33 +18,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-BEFORE_ALL_STEPS = -1
+BEFORE_TRAINING = 0  # the step of what is shown once, when a training starts; its epochs count from 1
 HISTOGRAM_BINS = 64
 
 
 class TensorboardView:
-    """Writes one TensorBoard run; after the first fault it is silent.
+    """Writes one TensorBoard run; after the first fault it is silent. Without a folder it does nothing.
 
-    What an earlier, killed process wrote from `first_step` on is hidden, so that no step shows twice.
-    Without a folder it does nothing.
+    Where an earlier process was killed, the first step that this one writes, and all behind it, are hidden first: a
+    training that goes on repeats them, so each shows once. Each call returns when the file has what it wrote. So a
+    step whose calls have all returned is whole, and a training may go on behind it.
+
+    `goes_on`: an earlier process recorded a step, so it has shown all that belongs before training.
     """
 
-    def __init__(self, folder: Path | None, *, first_step: int | None = None) -> None:
-        self._first_step = first_step
+    def __init__(self, folder: Path | None, *, goes_on: bool = False) -> None:
+        self._folder = folder
+        self._goes_on = goes_on
         self._writer: SummaryWriter | None = None
         self._quiet = contextlib.ExitStack()
-        if folder is not None:
-            with self._guarded("writer", step=None):
-                self._writer = self._open(folder)
 
     def scalars(self, metrics: Mapping[str, float], *, step: int) -> None:
         with self._guarded("scalars", step=step) as writer:
             for name, value in metrics.items():
                 writer.add_scalar(chart_of(name), value, step)
-            writer.flush()
 
     def pictures(self, tag: str, images: np.ndarray, *, step: int) -> None:
         """`images` is uint8 [N, H, W, 3]; they show as one grid."""
+        if step == BEFORE_TRAINING and self._goes_on:
+            return
         with self._guarded(f"pictures {tag!r}", step=step) as writer:
             writer.add_images(tag, images, step, dataformats="NHWC")
 
@@ -55,7 +57,12 @@ class TensorboardView:
 
     def graph(self, model: "torch.nn.Module", example: "torch.Tensor") -> None:
         """Drawn once; a training that goes on has it from its first start."""
-        with self._guarded("graph", step=BEFORE_ALL_STEPS, fatal=False) as writer, warnings.catch_warnings():
+        if self._goes_on:
+            return
+        with (
+            self._guarded("graph", step=BEFORE_TRAINING, fatal=False) as writer,
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # torch.jit, which traces, is deprecated
             writer.add_graph(model, example, use_strict_trace=False)
 
@@ -68,25 +75,35 @@ class TensorboardView:
         self, what: str, *, step: int | None, fatal: bool = True
     ) -> "Iterator[SummaryWriter | _Nowhere]":
         """The writer, or a stand-in that does nothing; a fatal fault inside the block ends the view."""
+        writer = self._writer_for(step)
         try:
-            yield self._writer_for(step)
-        except Exception as error:  # disk full, an odd model, a broken install: the training matters more
-            fatal = fatal or isinstance(error, OSError)
-            reason = f"{type(error).__name__}: {error}"
-            effect = "TensorBoard stops here" if fatal else "TensorBoard goes on without it"
-            logger.warning("TensorBoard: no %s (%s). %s, the training goes on.", what, reason, effect)
-            if fatal:
-                self._writer = None
+            yield writer
+            if step is not None:
+                writer.flush()
+        except Exception as error:  # disk full, an odd model: the training matters more
+            self._fail(what, error, fatal=fatal or isinstance(error, OSError))
 
-    def _open(self, folder: Path) -> "SummaryWriter":
+    def _writer_for(self, step: int | None) -> "SummaryWriter | _Nowhere":
+        """Opened for the first step that is written: which one that is, only the training knows."""
+        if self._writer is None and self._folder is not None and step is not None:
+            try:
+                self._writer = self._open(self._folder, first_step=step)
+            except Exception as error:  # no such disk, a broken install
+                self._fail("writer", error, fatal=True)
+        return self._writer or _Nowhere()
+
+    def _open(self, folder: Path, *, first_step: int) -> "SummaryWriter":
         from torch.utils.tensorboard import SummaryWriter
 
         self._quiet.enter_context(_no_traceback_of_writers())
-        return SummaryWriter(str(folder), purge_step=self._first_step)
+        return SummaryWriter(str(folder), purge_step=first_step)
 
-    def _writer_for(self, step: int | None) -> "SummaryWriter | _Nowhere":
-        shown_already = step is not None and self._first_step is not None and step < self._first_step
-        return self._writer if self._writer is not None and not shown_already else _Nowhere()
+    def _fail(self, what: str, error: Exception, *, fatal: bool) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        effect = "TensorBoard stops here" if fatal else "TensorBoard goes on without it"
+        logger.warning("TensorBoard: no %s (%s). %s, the training goes on.", what, reason, effect)
+        if fatal:
+            self._writer = self._folder = None
 
 
 @contextlib.contextmanager
