@@ -1,12 +1,14 @@
 """The MLflow store as users meet it: real SQLite files, a real server, a real `mlflow models serve`."""
 
 import json
+import logging
 import multiprocessing
 import os
 import sys
 import urllib.error
 import urllib.request
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 from urllib.request import url2pathname
@@ -228,6 +230,40 @@ def test_a_sweep_beside_the_ui_arrives_whole_and_the_ui_answers_all_the_time(wor
     assert len(store.runs()) == 4
     for run in store.runs():
         assert [step for step, _ in store.history(run, "train_loss")] == list(range(10))
+        assert run.info.status == "FINISHED"
+
+
+def ready(meeting: Barrier) -> None:
+    """What a process does before four of them begin at the same moment: importing mlflow takes seconds."""
+    import mlflow  # noqa: F401
+
+    meeting.wait(120)
+
+
+def first_experiment(workspace: Workspace, key: str) -> list[str]:
+    """A training by a process that finds no database; returns what it was warned of."""
+    heard: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: heard.append(record.getMessage())
+    logging.getLogger("cifarflow").addHandler(listener)
+    train(workspace, identity(train=key), config=tracking(timeout_seconds=60))
+    return heard
+
+
+def test_four_at_once_make_the_store_that_does_not_exist_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself MLflow 3.17.2 has each of them make the tables, and they break each other's (hydraflow issue 245)."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    workspace = Workspace(root=tmp_path, home=tmp_path)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(4, mp_context=spawn, initializer=ready, initargs=(spawn.Barrier(4),)) as pool:
+        warned = list(pool.map(first_experiment, [workspace] * 4, "0123"))
+    assert [line for lines in warned for line in lines if "Waiting up to" not in line] == []
+    store = Store.of(workspace)
+    assert sorted(run.data.tags["cifarflow.run_key"][0] for run in store.runs()) == list("0123")
+    for run in store.runs():
+        assert [step for step, _ in store.history(run, "train_loss")] == [0, 1, 2]
         assert run.info.status == "FINISHED"
 
 

@@ -8,22 +8,26 @@ import os
 import random
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifarflow import files
 from cifarflow.inference.predictor import Predictor
 from cifarflow.tracking.journal import journal_of
 from tests.support.disks import needs_mounts, stage_on_disk
-from tests.support.pipeline import SMALL_EPOCHS, Checkout, make_small_pipeline, undisturbed_digests
+from tests.support.pipeline import (
+    SMALL_EPOCHS,
+    Checkout,
+    make_small_pipeline,
+    tensorboard_of,
+    undisturbed_digests,
+)
+from tests.support.store import Store
 
 RANDOM_DISKS = int(os.environ.get("CIFARFLOW_DISKS", "0"))
 # Of each stage the file without which nothing of it counts as whole.
@@ -45,19 +49,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return make_small_pipeline(tmp_path_factory.mktemp("pipeline") / "checkout")
 
 
-def store_of(checkout: Checkout) -> MlflowClient:
-    """Of a copy: MLflow holds a file open under its address, so one that took its place would not be seen."""
-    copy = checkout.root.parent / f"{uuid.uuid4()}.db"
-    shutil.copy(checkout.workspace.mlflow_database, copy)
-    return MlflowClient(f"sqlite:///{copy.as_posix()}")
-
-
 def mlflow_runs(checkout: Checkout) -> list[Run]:
     """All runs of the store, oldest first."""
-    client = store_of(checkout)
-    experiment = client.get_experiment_by_name("cifarflow")
-    assert experiment is not None
-    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    return Store.copied_from(checkout.workspace).runs()
 
 
 def artifacts_of(run: Run) -> set[str]:
@@ -107,10 +101,8 @@ def test_the_mlflow_run_holds_params_metrics_data_plots_and_model(checkout: Chec
     assert tags["cifarflow.run_key"] == run_key(checkout)
     assert tags["git.commit"] == checkout.run("git", "rev-parse", "HEAD").output.strip()
     assert tags["compute.device"] == "cpu"
-    history = MlflowClient(f"sqlite:///{checkout.workspace.mlflow_database.as_posix()}").get_metric_history(
-        run.info.run_id, "validation_accuracy"
-    )
-    assert [metric.step for metric in history] == EPOCHS
+    history = Store.copied_from(checkout.workspace).history(run, "validation_accuracy")
+    assert [step for step, _ in history] == EPOCHS
     evaluation = files.read_json(checkout.workspace.metrics("evaluation"))
     assert tags["compute.views_precision"] == evaluation["views_precision"] in ("fp32", "bf16")
     assert run.data.metrics["test_accuracy"] == pytest.approx(evaluation["accuracy"])
@@ -140,9 +132,7 @@ def test_the_model_in_mlflow_predicts_as_the_exported_file(checkout: Checkout) -
 
 
 def test_tensorboard_holds_scalars_pictures_graph_and_histograms(checkout: Checkout) -> None:
-    folder = checkout.workspace.tensorboard_logs / run_key(checkout)[:12]
-    events = EventAccumulator(str(folder), size_guidance={"images": 0})
-    events.Reload()
+    events = tensorboard_of(checkout.workspace.tensorboard_logs / run_key(checkout)[:12])
     tags = events.Tags()
     assert [event.step for event in events.Scalars("loss/train")] == EPOCHS
     assert {"pictures/before", "pictures/augmented"} <= {name.split("/image")[0] for name in tags["images"]}
@@ -258,7 +248,6 @@ def test_a_stage_without_its_input_names_the_stage_that_makes_it(
 
 # Kilobytes with which a stage fails for certain, somewhere in its middle.
 TOO_SMALL = (("download", 600), ("prepare", 700), ("train", 100), ("evaluate", 40), ("export", 100))
-READ_ONLY = ("download", "prepare", "train")
 # `make torture` adds disks of random sizes, up to what is enough, so that each write comes to be the one that fails.
 ENOUGH = {"download": 2_000, "prepare": 2_500, "train": 1_500, "evaluate": 900, "export": 1_500}
 chance = random.Random(int(os.environ.get("CIFARFLOW_KILLS_SEED", "0")))
@@ -279,9 +268,7 @@ def without_mlflow(checkout: Checkout) -> Iterator[None]:
 
 @needs_mounts
 @pytest.mark.usefixtures("without_mlflow")
-@pytest.mark.parametrize(
-    ("stage", "space"), [*TOO_SMALL, *((stage, "read-only") for stage in READ_ONLY), *ANY]
-)
+@pytest.mark.parametrize(("stage", "space"), [*TOO_SMALL, *((stage, "read-only") for stage in STAGES), *ANY])
 def test_a_full_or_read_only_disk_is_one_clear_line(
     checkout: Checkout, tmp_path: Path, stage: str, space: int | str
 ) -> None:
@@ -384,8 +371,8 @@ def test_sync_completes_the_record_of_a_training_that_was_killed_here_and_ended_
     assert "The results of `train` came from DVC's cache" in outcome.output
     (run,) = mlflow_runs(elsewhere)
     assert run.info.status == "FINISHED"
-    history = store_of(elsewhere).get_metric_history(run.info.run_id, "validation_accuracy")
-    assert [metric.step for metric in history] == EPOCHS
+    history = Store.copied_from(elsewhere.workspace).history(run, "validation_accuracy")
+    assert [step for step, _ in history] == EPOCHS
 
 
 def test_sync_beside_a_dvc_at_work_leaves_its_files_alone(elsewhere: Checkout) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -18,6 +19,28 @@ pytestmark = [
 ]
 TORCHRUN = "torchrun --standalone --nproc-per-node 2"
 LAUNCH = "python -m cifarflow.launch --nproc-per-node 2"
+LOOPBACK_IN_PROC = "0100007F"  # 127.0.0.1, the last byte first
+# Each process prints the addresses and ports at which it and the launcher listen, as /proc/net has them.
+LISTENING = """\
+import os
+from pathlib import Path
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+dist.all_reduce(torch.ones(3))
+ends = {
+    os.readlink(end)
+    for process in (os.getpid(), os.getppid())
+    for end in Path("/proc", str(process), "fd").iterdir()
+    if end.is_symlink()
+}
+lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+LISTENS, STATE, INODE = "0A", 3, 9
+print("listening", *(line[1] for line in lines if line[STATE] == LISTENS and f"socket:[{line[INODE]}]" in ends))
+dist.barrier()
+dist.destroy_process_group()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +116,20 @@ def test_too_many_processes_are_refused_with_both_numbers(checkout: Checkout) ->
 def test_a_number_of_processes_that_is_none_names_the_parameter(checkout: Checkout) -> None:
     outcome = checkout.run(*LAUNCH.replace("2", "two").split(), "stages/train.py", expect=2)
     assert "error: train.launch in params.yaml: Unsupported nproc_per_node value: two" in outcome.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's tables of sockets")
+@pytest.mark.parametrize("options", [(), ("--standalone",)])
+def test_the_processes_of_one_machine_listen_on_loopback_alone(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """torchrun by itself listens on every network interface, for processes of other machines."""
+    script = tmp_path / "listening.py"
+    script.write_text(LISTENING)
+    command = [sys.executable, *LAUNCH.split()[1:], *options, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    found = {address for line in done.stdout.splitlines() for address in line.split()[1:]}
+    assert len(found) >= 3, "the launcher's and each process' own"
+    assert {address.split(":")[0] for address in found} == {LOOPBACK_IN_PROC}

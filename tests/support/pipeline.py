@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from cifarflow import files
 from cifarflow.config import read_yaml
 from cifarflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL_EPOCHS = 8
@@ -94,6 +97,14 @@ def make_small_pipeline(root: Path) -> Checkout:
     )
     checkout.commit("shapes, small")
     return checkout
+
+
+def tensorboard_of(folder: Path) -> "EventAccumulator":
+    """All that the files of one TensorBoard run show."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
+    return events.Reload()
 
 
 def output_digests(checkout: Checkout) -> dict[str, str]:

@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,13 @@ class Store:
     @classmethod
     def of(cls, workspace: Workspace) -> "Store":
         return cls(f"sqlite:///{workspace.mlflow_database.as_posix()}")
+
+    @classmethod
+    def copied_from(cls, workspace: Workspace) -> "Store":
+        """For a database that may take another's place: MLflow goes on reading the one that it opened first."""
+        copy = workspace.root.parent / f"{uuid.uuid4()}.db"
+        shutil.copy(workspace.mlflow_database, copy)
+        return cls(f"sqlite:///{copy.as_posix()}")
 
     @property
     def experiment(self) -> Any:
