@@ -1,12 +1,15 @@
-"""The results in Git are those of one real run: dvc.lock names the bytes of every metric and plot."""
+"""The results in Git are those of one real run of the code beside them: dvc.lock names the bytes of both."""
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cifarflow.config import load_config, read_yaml
+from cifarflow.provenance import git_state
 
 STAGES = ("train", "evaluate", "export")
 
@@ -27,6 +30,25 @@ def test_the_run_is_one_of_the_default_recipe(project: Path) -> None:
         pytest.skip("params.yaml was changed: these are results of your own")
     locked = read_yaml(project / "dvc.lock")["stages"]["train"]["params"]["params.yaml"]
     assert locked == {"seed": params["seed"], "model": params["model"], "train": params["train"]}
+
+
+def test_the_run_is_of_the_committed_code(project: Path) -> None:
+    """As DVC itself sees it. Data and models are not in Git, so that they lack says nothing."""
+    if git_state(project)[1]:
+        pytest.skip("there are changes that are not committed")
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"], cwd=project, capture_output=True, check=True
+    )
+    changed = {
+        stage: paths
+        for stage, entries in json.loads(status.stdout).items()
+        for entry in entries
+        if isinstance(entry, dict)
+        and (
+            paths := [path for path in entry.get("changed deps", {}) if path.startswith(("src/", "stages/"))]
+        )
+    }
+    assert not changed, "run `uv run dvc repro`; commit dvc.lock, metrics/, plots/ and the README's figures"
 
 
 def test_every_recipe_is_valid_and_whole(project: Path) -> None:
