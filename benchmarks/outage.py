@@ -1,20 +1,23 @@
 """Time of an epoch while MLflow cannot be reached over the time of one while it can.
 
 Each turn is a process of its own that trains a few epochs of the default recipe at 20 pixels, where an epoch is
-shortest, with everything that a training reports to switched on, and MLflow's store in one of three states: a SQLite
-file; a server that takes connections and never answers; a SQLite file that another program has locked. The figure is
-the slower of the two outages, by the time of its epochs over that of the healthy store's in the same round.
+shortest, with everything that a training reports to switched on, and MLflow's store in one of five states: a SQLite
+file; a server that takes connections and never answers; one that refuses them; one that answers 500; a SQLite file that
+another program has locked. The figure is the slowest of the four outages, by the time of its epochs over that of the
+healthy store's in the same round.
 
     uv run python -m benchmarks.outage
 """
 
 import contextlib
+import http.server
 import io
 import json
 import socket
 import sqlite3
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,24 +35,25 @@ from cifarflow.config import Config
 GOAL = 1.05
 EPOCHS = 4
 STEPS_AN_EPOCH, STEPS_AN_EPOCH_QUICK = 6, 2
-HEALTHY, SILENT, LOCKED = "healthy", "silent", "locked"
+HEALTHY, SILENT, REFUSING, FAILING, LOCKED = "healthy", "silent", "refusing", "failing", "locked"
+OUTAGES = (SILENT, REFUSING, FAILING, LOCKED)
 TURN = "--turn"
 
 
 def measure(effort: Effort) -> Result:
     steps = STEPS_AN_EPOCH_QUICK if effort.quick else STEPS_AN_EPOCH
     seconds = alternate(
-        {state: lambda state=state: turn_in_a_process(state, steps) for state in (HEALTHY, SILENT, LOCKED)},
+        {state: lambda state=state: turn_in_a_process(state, steps) for state in (HEALTHY, *OUTAGES)},
         rounds=effort.rounds,
     )
-    found = {state: Spread.of(ratios(seconds[state], seconds[HEALTHY])) for state in (SILENT, LOCKED)}
+    found = {state: Spread.of(ratios(seconds[state], seconds[HEALTHY])) for state in OUTAGES}
     for state, times in seconds.items():
         print(f"{state}: {Spread.of(times)} s for {EPOCHS} epochs of {steps} steps")
     for state, spread in found.items():
         print(f"{state} over {HEALTHY}: {spread}")
     worst = max(found.values(), key=lambda spread: spread.median)
     return Result(
-        name="epochs while MLflow's server is silent, or its database locked",
+        name="epochs while MLflow's server is silent, refuses or answers 500, or its database is locked",
         against="epochs while it answers",
         goal=GOAL,
         at_least=False,
@@ -97,15 +101,40 @@ def train_seconds(config: Config, folder: Path, state: str, steps: int) -> float
     return seconds
 
 
+class Failing(http.server.BaseHTTPRequestHandler):
+    """A server with a fault of its own."""
+
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815 - names that the base class looks for
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: what is printed is the answer of a turn."""
+
+
+def reporting_to(port: int, config: Config) -> Config:
+    """With MLflow's server at this port of the machine itself."""
+    mlflow = config.tracking.mlflow.model_copy(update={"uri": f"http://127.0.0.1:{port}"})
+    tracking = config.tracking.model_copy(update={"mlflow": mlflow})
+    return config.model_copy(update={"tracking": tracking})
+
+
 @contextlib.contextmanager
 def in_state(state: str, config: Config, folder: Path) -> Iterator[Config]:
     """The store as asked for while the block runs, and the params that lead to it."""
     if state == SILENT:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            tracking = config.tracking
-            uri = f"http://127.0.0.1:{server.getsockname()[1]}"
-            mlflow = tracking.mlflow.model_copy(update={"uri": uri})
-            yield config.model_copy(update={"tracking": tracking.model_copy(update={"mlflow": mlflow})})
+            yield reporting_to(server.getsockname()[1], config)
+    elif state == REFUSING:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        yield reporting_to(port, config)  # where nobody listens any more
+    elif state == FAILING:
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield reporting_to(server.server_port, config)
+            server.shutdown()
     elif state == LOCKED:
         with contextlib.closing(sqlite3.connect(folder / "mlflow.db", isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from benchmarks import (
     elsewhere,
     loss_curves,
     memory,
+    outage,
     overhead,
     overhead_costs,
     processes,
@@ -595,6 +597,23 @@ def test_the_quick_page_is_of_speed_and_memory_only(
     ran.clear()
     assert runner.main() == 0 and ran == ["outage"] and not (tmp_path / "no.md").exists()
     assert "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("state", "answer"),
+    [
+        (outage.SILENT, "timed out"),
+        (outage.REFUSING, "refused"),
+        (outage.FAILING, "500"),
+    ],
+)
+def test_each_outage_of_a_server_is_the_one_that_it_is_called(
+    tmp_path: Path, state: str, answer: str
+) -> None:
+    with outage.in_state(state, recipe_on_cpu("cifar94"), tmp_path) as config:
+        address = f"{config.tracking.mlflow.uri}/health"
+        with pytest.raises(OSError, match=answer):
+            urllib.request.urlopen(address, timeout=0.5)
 
 
 def test_a_figure_of_another_machine_is_kept_for_the_page(tmp_path: Path) -> None:
