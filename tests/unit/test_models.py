@@ -118,7 +118,8 @@ def test_vgg16_is_adapted_in_both_ways(head: str, last: list[tuple[int, int]]) -
 def imagenet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The place of VGG-16's ImageNet weights, with nothing there and no network to bring them by."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(vgg, "WEIGHTS_URL", (tmp_path / "server" / "vgg16-397923af.pth").as_uri())
+    served = (tmp_path / "server" / "vgg16-397923af.pth").as_uri()
+    monkeypatch.setattr(vgg, "_weights_url", lambda: served)
     path = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
     path.parent.mkdir(parents=True)
     (tmp_path / "server").mkdir()
@@ -184,9 +185,8 @@ def test_vgg16_starts_from_weights_in_the_format_of_2017(
 
 
 def test_vgg16_expects_the_weights_that_torchvision_names() -> None:
-    weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
-    assert weights.url == vgg.WEIGHTS_URL
-    assert vgg.WEIGHTS_URL.endswith(f"-{vgg.WEIGHTS_SHA256[:8]}.pth")
+    url = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
+    assert url.endswith(f"/vgg16-{vgg.WEIGHTS_SHA256[:8]}.pth")
 
 
 def test_other_networks_do_not_wait_for_torchvision() -> None:

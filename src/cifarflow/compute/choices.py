@@ -75,12 +75,10 @@ def choose_compile(compile: bool | str, device: torch.device) -> tuple[bool, str
     if compile is False:
         return False, "not compiled: as asked"
     if compile == "auto":
-        # Measured (docs/experiments.md): 1.25 times the time of a step on a processor; on an H100 a minute for tenths
-        # of a second.
-        gain = (
-            "takes longer than it saves in a training" if device.type == "cuda" else "makes steps slower here"
-        )
-        return False, f"not compiled: on a {'GPU' if device.type == 'cuda' else 'processor'} that {gain}"
+        # Measured (docs/experiments.md): on an H100 a minute for tenths of a second; 1.25 times a processor's step.
+        if device.type == "cuda":
+            return False, "not compiled: on a GPU that takes longer than it saves in a training"
+        return False, "not compiled: on a processor that makes steps slower"
     if device.type == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, COMPILERS))):
         raise ConfigError(
             f"params.yaml: train.compile is true, but there is no C++ compiler here ({', '.join(COMPILERS)}, or the "

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from cifarflow.errors import DataIntegrityError, DownloadError
 from cifarflow.models.registry import MODELS
 
-WEIGHTS_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's IMAGENET1K_V1, 528 MiB
-# torchvision itself names the first eight digits, in the file's name.
+# Of torchvision's IMAGENET1K_V1, 528 MiB, which itself names the first eight digits, in the file's name.
 WEIGHTS_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 IMAGENET_CLASSES = 1000
 HIDDEN_UNITS = 4096
@@ -43,9 +42,10 @@ def _imagenet_weights() -> dict[str, Tensor]:
 
     Not by torchvision's `weights=`: it unpickles whatever lies there, unchecked, and so would run its code.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_URL.rpartition("/")[2]
+    url = _weights_url()
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not path.exists():
-        _download(path)
+        _download(url, path)
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != WEIGHTS_SHA256:
@@ -57,13 +57,19 @@ def _imagenet_weights() -> dict[str, Tensor]:
         return torch.load(stream, map_location="cpu", weights_only=True)
 
 
-def _download(path: Path) -> None:
-    """Bring the weights to `path`, where they appear whole and with the known digest, or not at all."""
+def _weights_url() -> str:
+    import torchvision
+
+    return torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
+
+
+def _download(url: str, path: Path) -> None:
+    """Bring the weights from `url` to `path`, where they appear whole and with the known digest, or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(WEIGHTS_URL, str(path), hash_prefix=WEIGHTS_SHA256)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=WEIGHTS_SHA256)
     except (OSError, RuntimeError, ValueError, HTTPException) as error:  # the last two: a server's odd answer
         raise DownloadError(
-            f"the ImageNet weights of vgg16 could not be loaded from {WEIGHTS_URL}: {error}. Check the network, "
+            f"the ImageNet weights of vgg16 could not be loaded from {url}: {error}. Check the network, "
             f"put the file to {path}, or set model.vgg16.pretrained to false."
         ) from None
