@@ -151,7 +151,8 @@ def epoch_costs(fit: Fit, recorder: Recorder, *, rounds: int) -> list[float]:
 def save_costs(fit: Fit, folder: Path, *, rounds: int) -> list[float]:
     checkpoints = Checkpoints(folder / "checkpoints", math.inf)
     return [
-        cost_of(lambda step=step: checkpoints.save(fit.state.snapshot(), step=step)) for step in range(rounds)
+        cost_of(lambda step=step: checkpoints.save(fit.state.snapshot(gradients=False), step=step))
+        for step in range(rounds)
     ]
 
 

@@ -1,6 +1,7 @@
 """The training loop: against a loop written out by hand, and across interruptions."""
 
 import functools
+import math
 import os
 import re
 import shutil
@@ -310,12 +311,12 @@ def test_a_whole_checkpoint_of_something_else_is_no_traceback(
     workspace: Workspace, tmp_path: Path, kind: str
 ) -> None:
     fit = small_fit(workspace, small_config(), checkpoints=fresh(tmp_path))
-    fit.checkpoints.save(fit.state.snapshot(), step=1)
+    fit.checkpoints.save(fit.state.snapshot(gradients=False), step=1)
     if kind == "keys":
         fit.checkpoints.save({"step": 2}, step=2)
         assert small_fit(workspace, small_config(), checkpoints=fresh(tmp_path)).state.step == 0
     else:
-        fit.checkpoints.save({**fit.state.snapshot(), "model": {}}, step=2)
+        fit.checkpoints.save({**fit.state.snapshot(gradients=False), "model": {}}, step=2)
         with pytest.raises(CheckpointError, match=r"was not saved by this training.*Delete that folder"):
             small_fit(workspace, small_config(), checkpoints=fresh(tmp_path))
 
@@ -444,6 +445,50 @@ def test_a_state_with_a_loss_that_is_not_finite_is_never_saved(
         small_fit(workspace, config, checkpoints=fresh(tmp_path, interval_seconds=0.0)).run()
     for saved in tmp_path.iterdir():
         assert torch.load(saved, weights_only=True)["step"] <= 2, "the first steps may still be finite"
+
+
+def test_weights_that_are_no_numbers_are_never_saved(workspace: Workspace, tmp_path: Path) -> None:
+    """The loss of the step that broke them was finite, and the state from before it is the one to go on from."""
+    checkpoints = fresh(tmp_path, interval_seconds=0.0)
+    config = small_config(**COURSE)
+    fit = small_fit(workspace, config, checkpoints=checkpoints)
+    (sgd,) = fit.state.optimizers
+
+    def broken(*_: object) -> None:
+        if fit.state.step == 2:
+            sgd.param_groups[0]["params"][-1].data.fill_(math.inf)
+
+    sgd.register_step_post_hook(broken)
+    with pytest.raises(TrainingError, match=r"the weights became nan at step 3 of 12") as stopped:
+        fit.run()
+    newest = checkpoints.newest()
+    assert newest is not None and f"The last checkpoint is {newest}." in str(stopped.value)
+    assert small_fit(workspace, config, checkpoints=checkpoints).state.step == 2
+
+
+@pytest.mark.parametrize("last", [4, 12])
+def test_a_run_killed_before_an_epochs_record_records_its_gradients_all_the_same(
+    workspace: Workspace, tmp_path: Path, last: int
+) -> None:
+    seen: list[dict[str, torch.Tensor | None]] = []
+
+    def note(state: TrainState) -> None:
+        if state.step == last:
+            seen.append({name: p.grad for name, p in state.model.named_parameters()})
+
+    small_fit(workspace, small_config(), checkpoints=fresh(tmp_path / "a"), on_epoch=note).run()
+    checkpoints = SignalAt(folder=tmp_path / "b", interval_seconds=1e9)
+    checkpoints.steps_left = last
+    with pytest.raises(TrainingInterrupted, match=f"stopped after step {last},"):
+        small_fit(workspace, small_config(), checkpoints=checkpoints, on_epoch=note).run()
+    assert len(seen) == 1
+    small_fit(workspace, small_config(), checkpoints=fresh(tmp_path / "b"), on_epoch=note).run()
+    straight, resumed = seen
+    assert any(gradient is not None for gradient in straight.values())
+    for name, gradient in straight.items():
+        other = resumed[name]
+        assert (gradient is None) == (other is None)
+        assert gradient is None or (other is not None and torch.equal(gradient, other))
 
 
 def test_a_second_signal_ends_at_once_where_the_first_is_not_the_same_ctrl_c(

@@ -1,6 +1,7 @@
 """Splits, statistics and packing."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,12 +165,41 @@ def test_wrong_tensors_are_named(tmp_path: Path) -> None:
             read_split(path)
 
 
-@pytest.mark.parametrize("content", [[], {}, {"classes": 1}, "text"])
-def test_wrong_description_is_named(tmp_path: Path, content: object) -> None:
+@pytest.mark.parametrize("content", ["[]", "{}", '{"classes": 1}', '"text"', "", "\xff", "[" * 100_000])
+def test_wrong_description_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "dataset.json"
-    path.write_text(json.dumps(content))
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(DataIntegrityError, match=r"dataset.json is not a data set's description"):
         read_dataset(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"counts": {"train": 3}},
+        {"counts": {"train": {"a": "many"}}},
+        {"digests": {"train": 1}},
+        {"digests": {"train": "../../x"}},
+        {"digests": []},
+        {"classes": ["a"]},
+        {"classes": [1, 2]},
+        {"image_size": 10**9},
+        {"image_size": "32"},
+        {"mean": [0.5, 0.5]},
+        {"std": [0.5, 0.5, math.nan]},
+        {"source": None},
+        {"validation_indices_digest": "\x1b[31m"},
+        {"more": 1},
+    ],
+)
+def test_a_wrong_fact_of_the_description_is_named(tmp_path: Path, change: dict[str, object]) -> None:
+    path = run(raw_dataset(), tmp_path).dataset
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(
+        DataIntegrityError, match=rf"description: {next(iter(change))}.*dvc repro prepare"
+    ) as fault:
+        read_dataset(path)
+    assert str(fault.value).isprintable()
 
 
 def test_digest_tells_shapes_apart() -> None:

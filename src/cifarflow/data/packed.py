@@ -1,14 +1,21 @@
 """The packed splits and dataset.json: what prepare writes, and train, evaluate and export read."""
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from cifarflow import files
-from cifarflow.errors import DataIntegrityError, MissingInputError
+from cifarflow.errors import DataIntegrityError, MissingInputError, printable
+
+Channels = tuple[float, float, float]
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+MAX_IMAGE_SIZE = 4096  # pixels; of the sizes that params.yaml allows, the largest is 512
+MAX_REASON = 300  # characters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,16 +38,18 @@ class Split:
 class DatasetInfo:
     """What the splits hold. `mean` and `std` are a channel's, over all training pixels, in [0, 1] units."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
     source: str
-    classes: tuple[str, ...]
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    counts: dict[str, dict[str, int]]
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
+    mean: Channels
+    std: Channels
+    counts: dict[str, dict[str, Count]]
     """Pictures by split and class."""
-    digests: dict[str, str]
+    digests: dict[str, Sha256]
     """`Split.digest` by split."""
-    validation_indices_digest: str | None
+    validation_indices_digest: Sha256 | None
     """SHA-256 of the held-out training indices (int64, little endian); none when the source has a split."""
 
 
@@ -80,17 +89,13 @@ def read_dataset(path: Path) -> DatasetInfo:
     """Raises MissingInputError, or DataIntegrityError when the file is not a dataset.json."""
     if not path.is_file():
         raise MissingInputError(path, made_by="prepare")
-    content = files.read_json(path)
     try:
-        info = DatasetInfo(**content)
-        return replace(info, classes=tuple(info.classes), mean=_triple(info.mean), std=_triple(info.std))
-    except (TypeError, ValueError) as error:
-        raise DataIntegrityError(f"{path} is not a data set's description: {error}. {_MAKE_ANEW}") from None
+        return TypeAdapter(DatasetInfo).validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        reason = printable(f"{where}: {fault['msg']}" if where else fault["msg"])[:MAX_REASON]
+        raise DataIntegrityError(f"{path} is not a data set's description: {reason}. {_MAKE_ANEW}") from None
 
 
 _MAKE_ANEW = "Delete it and run `uv run dvc repro prepare`."
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)

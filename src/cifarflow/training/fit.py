@@ -151,8 +151,18 @@ class Fit:
         )
 
     def _save(self) -> None:
+        """Raises TrainingError in place of keeping a state that no training could go on from."""
+        state = self.state
         self._check_losses()
-        self.checkpoints.save(self.state.snapshot(), step=self.state.step)
+        if not state.is_finite():
+            raise self._diverged("weights", math.nan, step=state.step)
+        self.checkpoints.save(state.snapshot(gradients=self._epoch_waits), step=state.step)
+
+    @property
+    def _epoch_waits(self) -> bool:
+        """Whether all steps of an epoch are done, and it has no row in the history yet."""
+        step, per_epoch = self.state.step, self.task.batches.steps_per_epoch
+        return self.state.seen > 0 and (step % per_epoch == 0 or step == self.task.total_steps)
 
     def _learning_rate_factor(self, progress: float) -> float:
         schedule = self.task.config.schedule

@@ -10,7 +10,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarflow.training.difficulty import Difficulty
 
-SNAPSHOT_KEYS = frozenset({"model", "average", "optimizers", "step", "history", "difficulty", "epoch_so_far"})
+SNAPSHOT_KEYS = frozenset(
+    {"model", "average", "optimizers", "step", "history", "difficulty", "epoch_so_far", "gradients"}
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,7 +68,14 @@ class TrainState:
             self.model, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay), use_buffers=True
         )
 
-    def snapshot(self) -> dict[str, Any]:
+    def is_finite(self) -> bool:
+        """Whether every weight and statistic is a number: a step's loss tells of the weights before it."""
+        kept = [*self.model.state_dict().values(), *self.result.state_dict().values()]
+        return all(bool(tensor.isfinite().all()) for tensor in kept)
+
+    def snapshot(self, *, gradients: bool) -> dict[str, Any]:
+        """`gradients`: with those of the last step, which are still to be shown when it was an epoch's last."""
+        shown = [parameter.grad for parameter in self.model.parameters()] if gradients else []
         return {
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -75,6 +84,7 @@ class TrainState:
             "history": self.history,
             "difficulty": self.difficulty.snapshot(),
             "epoch_so_far": [self.seen, self.seconds],
+            "gradients": shown,
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -89,3 +99,6 @@ class TrainState:
         self.history = snapshot["history"]
         self.difficulty.restore(snapshot["difficulty"])
         self.seen, self.seconds = snapshot["epoch_so_far"]
+        if gradients := snapshot["gradients"]:
+            for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+                parameter.grad = None if gradient is None else gradient.to(parameter)
