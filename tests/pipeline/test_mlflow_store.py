@@ -5,12 +5,9 @@ import logging
 import multiprocessing
 import os
 import sys
-import urllib.error
-import urllib.request
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
 from urllib.request import url2pathname
 
 import numpy as np
@@ -32,6 +29,8 @@ from tests.support.store import (
     identity,
     mlflow_process,
     mlflow_ui,
+    post,
+    shown,
     tracking,
     train,
     wait_for,
@@ -267,15 +266,6 @@ def test_four_at_once_make_the_store_that_does_not_exist_yet(
         assert run.info.status == "FINISHED"
 
 
-def shown(address: str) -> dict[str, str]:
-    """The status of every run that the UI would list; raises where it answers with an error."""
-    api = f"{address}/ajax-api/2.0/mlflow"
-    experiments = post(f"{api}/experiments/search", {"max_results": 10})["experiments"]
-    ids = [experiment["experiment_id"] for experiment in experiments]
-    runs = post(f"{api}/runs/search", {"experiment_ids": ids}).get("runs", [])
-    return {run["info"]["run_id"]: run["info"]["status"] for run in runs}
-
-
 def test_several_that_send_one_run_at_once_do_not_get_in_each_others_way(workspace: Workspace) -> None:
     """As `cifarflow sync` beside a stage whose store was locked until now: both find that the run lacks everything."""
     config = tracking()
@@ -355,10 +345,3 @@ def test_the_exported_model_loads_and_serves(workspace: Workspace, onnx_file: Pa
             assert (probabilities.argmax(axis=1) == 2).all()
             served = post(f"http://127.0.0.1:{port}/invocations", {"inputs": batch.tolist()})
             np.testing.assert_allclose(served["predictions"]["probabilities"], probabilities, rtol=1e-5)
-
-
-def post(url: str, content: Any) -> Any:
-    body = json.dumps(content).encode()
-    request = urllib.request.Request(url, body, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        return json.load(answer)

@@ -1,6 +1,7 @@
 """The stages as the trackers see them, and MLflow stores to send them to: SQLite files and a real server."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -197,6 +198,23 @@ def mlflow_ui(workspace: Workspace) -> Iterator[str]:
     command = ["ui", *store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with mlflow_process(command, f"{address}/health"):
         yield address
+
+
+def shown(address: str) -> dict[str, str]:
+    """The status of every run that the UI would list; raises where it answers with an error."""
+    api = f"{address}/ajax-api/2.0/mlflow"
+    experiments = post(f"{api}/experiments/search", {"max_results": 10})["experiments"]
+    ids = [experiment["experiment_id"] for experiment in experiments]
+    runs = post(f"{api}/runs/search", {"experiment_ids": ids}).get("runs", [])
+    return {run["info"]["run_id"]: run["info"]["status"] for run in runs}
+
+
+def post(url: str, content: Any) -> Any:
+    """What a server answers to JSON."""
+    body = json.dumps(content).encode()
+    request = urllib.request.Request(url, body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
 
 
 @contextlib.contextmanager
