@@ -48,7 +48,7 @@ class Trainer:
     def load(cls, config: Config, workspace: Workspace) -> "Trainer":
         """On data/prepared; MissingInputError when `prepare` has not run."""
         task = Task.load(config.train, seed=config.seed, workspace=workspace)
-        return cls.start(config, task, Pictures.load(workspace.split("test"), task.compute.device))
+        return cls.start(config, task, Pictures.load("test", workspace, task.dataset, task.compute.device))
 
     @classmethod
     def over_random_pictures(cls, config: Config, *, count: int | None = None) -> "Trainer":

@@ -6,7 +6,7 @@ import time
 
 import start  # noqa: F401 - first: it says where cifarflow is
 
-from cifarflow import errors
+from cifarflow import stage
 from cifarflow.config import load_config
 from cifarflow.data.progress import show_progress
 from cifarflow.data.sources import SOURCES, FetchContext
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(stage.run("download", main))

@@ -4,7 +4,7 @@ import sys
 
 import start  # noqa: F401 - first: it says where cifarflow is
 
-from cifarflow import errors, files
+from cifarflow import files, stage
 from cifarflow.config import flatten, load_config
 from cifarflow.data.packed import read_dataset, read_split
 from cifarflow.evaluation.evaluate import evaluate, views_precision
@@ -26,7 +26,8 @@ def main() -> None:
     with tracked_stage(
         "evaluate", config, workspace, run_key=description.run_key, dataset=dataset, tags=tags
     ) as tracker:
-        result = evaluate(model, description, read_split(workspace.split("test")), config.evaluate)
+        test = read_split(workspace.split("test"), digest=dataset.digests.get("test"))
+        result = evaluate(model, description, test, config.evaluate)
         metrics, plots = write_report(result, workspace.plots)
         files.write_json(workspace.metrics("evaluation"), {**metrics, **precision})
         tracker.metrics({f"test_{name}": value for name, value in flatten(metrics)}, step=0)
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(stage.run("evaluate", main))

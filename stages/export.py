@@ -4,7 +4,7 @@ import sys
 
 import start  # noqa: F401 - first: it says where cifarflow is
 
-from cifarflow import errors, files
+from cifarflow import files, stage
 from cifarflow.config import flatten, load_config
 from cifarflow.data.packed import read_dataset
 from cifarflow.export.run import export_model
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(stage.run("export", main))

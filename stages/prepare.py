@@ -5,7 +5,7 @@ import time
 
 import start  # noqa: F401 - first: it says where cifarflow is
 
-from cifarflow import errors
+from cifarflow import stage
 from cifarflow.config import load_config
 from cifarflow.data.prepare import prepare
 from cifarflow.data.sources import SOURCES, ReadContext
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(stage.run("prepare", main))

@@ -4,7 +4,7 @@ import sys
 
 import start  # noqa: F401 - first: it says where cifarflow is
 
-from cifarflow import errors, files
+from cifarflow import files, stage
 from cifarflow.compute.processes import joined
 from cifarflow.config import load_config
 from cifarflow.provenance import compute_tags, tracked_stage, train_key
@@ -26,7 +26,7 @@ def main() -> None:
         if not processes.is_main:
             train(task, config.model, seed=config.seed, checkpoints=checkpoints)
             return
-        print("train:", *task.compute.reasons, sep="\n  ", flush=True)
+        print("train:", *task.compute.reasons, *task.advice, sep="\n  ", flush=True)
         with tracked_stage(
             "train", config, workspace, run_key=run_key, dataset=task.dataset, tags=compute_tags(facts)
         ) as tracker:
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(stage.run("train", main))

@@ -6,6 +6,7 @@ CifarflowError                exit code 2
 +-- DataIntegrityError        an archive, a batch file or a picture is not what it claims to be
 +-- DownloadError             no address gave the file
 +-- MissingInputError         a file that an earlier stage makes is not there
++-- InputsChangedError        params, code or data were edited while a stage ran
 +-- CheckpointError           a checkpoint or a model file does not fit or is broken
 +-- TrainingError             training cannot go on (non-finite loss)
 +-- ExportParityError         PyTorch and the exported model disagree
@@ -24,6 +25,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 from urllib.parse import urlsplit
+
+INTERRUPTED = 130  # the exit code that a shell gives to Ctrl-C
 
 
 class CifarflowError(Exception):
@@ -63,6 +66,10 @@ class MissingInputError(CifarflowError):
         )
 
 
+class InputsChangedError(CifarflowError):
+    """What DVC will record of a stage's inputs is not what the stage has seen."""
+
+
 class CheckpointError(CifarflowError):
     """A checkpoint or model file is broken or belongs to something else."""
 
@@ -95,8 +102,11 @@ def printable(text: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """An address, or a library's message with one in it, as it may be shown; a password may hold an @."""
-    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+    """An address, or a library's message with one in it, as it may be shown; a password may hold @ and /."""
+    text = re.sub(r"(?<=://)\S*@", "", text)
+    return re.sub(
+        r"(?i)(?<=[?&;])([^=&;\s]*(?:passw|pwd|token|secret|key)[^=&;\s]*)=[^&;\s]*", r"\1=...", text
+    )
 
 
 def without_secrets(url: str) -> str:
@@ -122,7 +132,7 @@ def run(main: Callable[[], int | None]) -> int:
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         print(_hint_of(interrupt), file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRNOS:
             raise
@@ -141,7 +151,7 @@ def leave_quietly_until_run() -> None:
 
 def _leave(number: int, frame: object) -> NoReturn:
     os.write(sys.stderr.fileno(), b"interrupted; run the same command again\n")
-    os._exit(130)
+    os._exit(INTERRUPTED)
 
 
 def _hint_of(interrupt: BaseException) -> str:
@@ -181,6 +191,7 @@ _ENVIRONMENT_ERRNOS = {
     errno.EPERM,
     errno.EFBIG,
     errno.EIO,
+    errno.EEXIST,
     errno.EISDIR,
     errno.ENOTDIR,
     errno.ELOOP,

@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvou
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.run import parse_args, parse_min_max_nnodes, run
 
-from cifarflow import errors
+from cifarflow import errors, stage
 
 # They tell of a failure a second time, in a page, and of threads, whose number the stage chooses itself.
 QUIET = (
@@ -76,6 +76,7 @@ def _names_a_meeting_place(arguments: argparse.Namespace) -> bool:
 
 def main() -> int:
     """Run torchrun on the command line's arguments and return what the shell would: the first process' exit code."""
+    stage.end_with_dvc()
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:

@@ -1,19 +1,19 @@
 """Where a result comes from: keys that change exactly when their inputs do, and facts about code and machine."""
 
-import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cifarflow import files
-from cifarflow.config import Config, read_yaml
+from cifarflow.config import Config
 from cifarflow.data.packed import DatasetInfo
 from cifarflow.errors import without_passwords, without_secrets
+from cifarflow.inputs import code_digest
 from cifarflow.tracking.identity import EXPERIMENT_TAG, DatasetRecord, PipelineState, RunIdentity
 from cifarflow.tracking.tracker import Tracker, open_tracker
 from cifarflow.workspace import Workspace
@@ -79,7 +79,7 @@ def train_key(
             "params": {"seed": config.seed, "model": _plain(config.model), "train": _plain(config.train)},
             "data": {split: digest for split, digest in data.items() if split != "test"},
             "code": code_digest(workspace, "train"),
-            "torch": metadata.version("torch"),
+            "libraries": {name: metadata.version(name) for name in ("torch", "torchvision")},
             "compute": dict(compute),
         }
     )
@@ -94,25 +94,6 @@ def run_identity(config: Config, workspace: Workspace, *, run_key: str) -> RunId
         for stage, section in (("evaluate", config.evaluate), ("export", config.export))
     }
     return RunIdentity(run_key=run_key, stage_keys={"train": run_key, **keys})
-
-
-def code_digest(workspace: Workspace, stage: str) -> str:
-    """Digest of the files of code that dvc.yaml names as deps of `stage` (a test holds that list to the imports)."""
-    deps = read_yaml(workspace.pipeline)["stages"][stage]["deps"]
-    digest = hashlib.sha256()
-    for path in _code_files(workspace.root, deps):
-        digest.update(path.relative_to(workspace.root).as_posix().encode() + b"\0")
-        digest.update(path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
-    return digest.hexdigest()
-
-
-def _code_files(root: Path, deps: Iterable[str]) -> list[Path]:
-    found: set[Path] = set()
-    for dep in deps:
-        if dep.startswith(("src/", "stages/")):
-            path = root / dep
-            found.update(path.rglob("*.py") if path.is_dir() else [path])
-    return sorted(found)
 
 
 def machine_tags() -> dict[str, str]:

@@ -23,6 +23,7 @@ RESTORED_TAG = "cifarflow.restored"
 PLOTS = (".csv", ".png")
 REPORTING = ("train", "evaluate", "export")
 MAKING_THE_MODEL = ("download", "prepare", "train")
+OWN_PICTURES = "data/images"
 BRING_BACK = "Run `git checkout metrics plots` for the committed one, or `uv run dvc repro` for a new one."
 
 
@@ -127,14 +128,16 @@ def _outdated_stages(workspace: Workspace) -> set[str] | None:
     status = json.loads(done.stdout)
     # DVC names the stage that changed and not those behind it. Files that are missing here (raw data, which nobody
     # pulled) do not make a result another.
-    behind = REPORTING if any(_differs(status.get(stage)) for stage in MAKING_THE_MODEL) else ()
+    # Nor do own pictures, which Git does not hold: data/prepared says what the model was trained on.
+    changes = [status.get(stage) for stage in MAKING_THE_MODEL]
+    behind = REPORTING if any(map(_differs, changes)) else ()
     return {*status, *behind}
 
 
 def _differs(changes: Any) -> bool:
     """Whether DVC's word on a stage tells of more than files that are not here."""
     if isinstance(changes, Mapping):
-        return any(map(_differs, changes.values()))
+        return any(_differs(change) for name, change in changes.items() if name != OWN_PICTURES)
     if isinstance(changes, list):
         return any(map(_differs, changes))
     return changes is not None and changes not in ("deleted", "not in cache")

@@ -12,16 +12,18 @@ from cifarflow.config import read_yaml
 STAGES = ("download", "prepare", "train", "evaluate", "export")
 
 # Modules that cannot change what a stage computes: faults and their texts, paths, reading and checking params (which
-# have no defaults in code), how files are written, who watches, and where memory comes from. A change in them reruns
-# nothing. The same goes for an `__init__.py` that holds a docstring only.
+# have no defaults in code), how files are written, who watches, how a process ends, and where memory comes from. A
+# change in them reruns nothing. The same goes for an `__init__.py` that holds a docstring only.
 NEUTRAL = (
     "cifarflow/allocator.py",
     "cifarflow/config/",
     "cifarflow/data/progress.py",
     "cifarflow/errors.py",
     "cifarflow/files.py",
+    "cifarflow/inputs.py",
     "cifarflow/provenance.py",
     "cifarflow/registry.py",
+    "cifarflow/stage.py",
     "cifarflow/tracking/",
     "cifarflow/training/progress.py",
     "cifarflow/workspace.py",

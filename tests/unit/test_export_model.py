@@ -37,6 +37,10 @@ DESCRIPTION = ModelDescription(
     std=(0.25, 0.24, 0.26),
     run_key="cd" * 32,
 )
+TEST = Split(
+    images=np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8),
+    labels=np.arange(30) % 3,
+)
 DATASET = DatasetInfo(
     source="shapes",
     classes=CLASSES,
@@ -44,7 +48,7 @@ DATASET = DatasetInfo(
     mean=DESCRIPTION.mean,
     std=DESCRIPTION.std,
     counts={"train": {"bird": 1200, "cat": 1, "dog": 0}, "test": {"bird": 10, "cat": 10, "dog": 10}},
-    digests={"train": "1" * 64, "test": "2" * 64},
+    digests={"train": "1" * 64, "test": TEST.digest()},
     validation_indices_digest=None,
 )
 REPORT = ParityReport(
@@ -65,8 +69,7 @@ def make_model() -> nn.Module:
 
 def make_workspace(root: Path) -> Workspace:
     workspace = Workspace.at(root, {})
-    images = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
-    write_split(workspace.split("test"), Split(images=images, labels=np.arange(30) % 3))
+    write_split(workspace.split("test"), TEST)
     write_dataset(workspace.dataset, DATASET)
     return workspace
 
@@ -111,7 +114,7 @@ def test_card_tells_model_data_use_and_figures(exported: tuple[Workspace, dict[s
         "bird, cat, dog",
         "shapes",
         "1,201",
-        "2" * 64,
+        TEST.digest(),
         "uv run cifarflow predict",
         "100.0000%",
     ):

@@ -43,6 +43,7 @@ COURSE = {
     "train__augment__translate_pixels": 0,
     "train__micro_batch_size": 50,
 }
+STEPS_AN_EPOCH = 4  # of the small configuration
 
 
 @pytest.fixture(scope="module")
@@ -177,11 +178,14 @@ class SignalAt(Checkpoints):
     """Checkpoints of a process that gets a SIGTERM once `steps_left` steps are done."""
 
     steps_left = 0
+    asked = 0
 
     def is_due(self) -> bool:
-        self.steps_left -= 1
-        if self.steps_left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
+        self.asked += 1
+        if self.asked % (STEPS_AN_EPOCH + 1):  # the last time in each epoch is after its record
+            self.steps_left -= 1
+            if self.steps_left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
         return super().is_due()
 
 
@@ -232,24 +236,38 @@ def test_a_signal_after_an_epochs_last_step_is_heard(
     assert len(resumed.state.history) == 3
 
 
+@pytest.mark.parametrize("interval_seconds", [3, 11])
 def test_a_kill_loses_no_more_than_the_interval_between_checkpoints(
-    workspace: Workspace, tmp_path: Path
+    workspace: Workspace, tmp_path: Path, interval_seconds: int
 ) -> None:
-    """By a clock on which a step takes a second."""
-    seconds = iter(range(1000))
-    checkpoints = Checkpoints(folder=tmp_path, interval_seconds=3, clock=lambda: next(seconds))
-    newest: list[int] = []
+    """By a clock on which a step takes a second and a validation two; the interval is below or above an epoch."""
+    now = [0.0]
+    checkpoints = Checkpoints(folder=tmp_path, interval_seconds=interval_seconds, clock=lambda: now[0])
+    saved_at, lost = [0.0], []
+    record, validate, save = TrainState.record, Fit._validate, Checkpoints.save
 
-    def count(self: Fit, _: object) -> None:
-        path = checkpoints.newest()
-        newest.append(self.state.step - (int(path.name.split("-")[1]) if path else 0))
+    def step(self: TrainState, *found: torch.Tensor) -> None:
+        record(self, *found)
+        now[0] += 1
+        lost.append(now[0] - saved_at[0])  # by a kill at the end of this step, before anything else
 
-    fit = small_fit(workspace, small_config(train__epochs=5), checkpoints=checkpoints)
+    def slow_validation(self: Fit) -> dict[str, float]:
+        now[0] += 2
+        lost.append(now[0] - saved_at[0])
+        return validate(self)
+
+    def note(self: Checkpoints, *what: Any, **more: Any) -> Path:
+        saved_at[0] = now[0]
+        return save(self, *what, **more)
+
+    fit = small_fit(workspace, small_config(train__epochs=8), checkpoints=checkpoints)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Fit, "_stop_where_asked", count)
+        patch.setattr(TrainState, "record", step)
+        patch.setattr(Fit, "_validate", slow_validation)
+        patch.setattr(Checkpoints, "save", note)
         fit.run()
-    assert len(newest) > 20
-    assert 0 < max(newest) <= 3, "steps since the last checkpoint, after each"
+    assert now[0] == 8 * (STEPS_AN_EPOCH + 2)
+    assert interval_seconds <= max(lost) < interval_seconds + 2, "the interval, and what was under way"
 
 
 def test_the_result_is_the_moving_average_of_weights_and_statistics(
@@ -260,7 +278,8 @@ def test_the_result_is_the_moving_average_of_weights_and_statistics(
 
     class Watch(Checkpoints):
         def is_due(self) -> bool:
-            seen.append(weights(fit))
+            if len(seen) < fit.state.step:
+                seen.append(weights(fit))
             return False
 
     fit = small_fit(workspace, config, checkpoints=Watch(folder=tmp_path, interval_seconds=1e9))
@@ -347,7 +366,8 @@ def test_a_step_trains_on_the_hardest_of_its_batch_and_no_others(
 
     class Watch(Checkpoints):
         def is_due(self) -> bool:
-            found.append(fit.state.difficulty.losses.clone())
+            if len(found) < fit.state.step:
+                found.append(fit.state.difficulty.losses.clone())
             return False
 
     fit = small_fit(workspace, config, checkpoints=Watch(folder=tmp_path, interval_seconds=1e9))

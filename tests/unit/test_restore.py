@@ -43,7 +43,7 @@ def pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         mean=colours,
         std=colours,
         counts={"train": {"a": 1, "b": 1}},
-        digests={"train": "x"},
+        digests={"train": "1" * 64},
         validation_indices_digest=None,
     )
     write_dataset(workspace.dataset, dataset)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -20,10 +21,15 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patience:
-    """How long to wait for an address; `attempts` counts only as long as each brings new bytes."""
+    """How long to wait for an address; `attempts` counts only as long as each brings new bytes.
+
+    A server that sends a byte now and then is given up when `slow_seconds` brought less than `least_bytes_per_second`.
+    """
 
     connect_seconds: float = 10
     stall_seconds: float = 30
+    slow_seconds: float = 60
+    least_bytes_per_second: float = 1000
     attempts: int = 20
 
 
@@ -129,20 +135,25 @@ def _attempt(session: _Session, url: str, *, part: PartFile, progress: Progress,
             raise AddressError(f"HTTP {response.status_code} {response.reason}")
         if response.status_code == 200:
             part.begin(url=without_secrets(url), version=_version(response))
-        _append(response, part, progress=progress)
+        _append(response, part, progress=progress, patience=patience)
     return True
 
 
-def _append(response: requests.Response, part: PartFile, *, progress: Progress) -> None:
+def _append(response: requests.Response, part: PartFile, *, progress: Progress, patience: Patience) -> None:
     """Raises _CutError when less came than was promised; what came is in the part."""
     total = _range_total(response) if response.status_code == 206 else _length(response)
     if total is not None and total > MAX_BYTES:
         raise AddressError(f"is {total:,} bytes, more than the {MAX_BYTES:,} that are accepted")
-    size = part.size()
+    size = before = part.size()
+    started = time.monotonic()
     label = Path(urlsplit(response.url).path).name or "download"
     whole = True
     try:
-        with part.path.open("ab") as stream, progress(label, total=total, done=size) as advance:
+        with (
+            files.naming(part.path),
+            part.path.open("ab") as stream,
+            progress(label, total=total, done=size) as advance,
+        ):
             while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
                 if not size:
                     _check_gzip(chunk, response)
@@ -151,6 +162,14 @@ def _append(response: requests.Response, part: PartFile, *, progress: Progress) 
                     raise AddressError(f"sent more than the {MAX_BYTES:,} bytes that are accepted")
                 stream.write(chunk)
                 advance(len(chunk))
+                seconds = time.monotonic() - started
+                if (
+                    seconds > patience.slow_seconds
+                    and size - before < seconds * patience.least_bytes_per_second
+                ):
+                    raise AddressError(
+                        f"sent {size - before:,} bytes in {seconds:.0f} s, which would take for ever"
+                    )
     except urllib3.exceptions.ProtocolError:
         whole = False
     if not whole or size == 0 or (total is not None and size != total):

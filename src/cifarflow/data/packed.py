@@ -57,8 +57,8 @@ def write_split(path: Path, split: Split) -> None:
     files.write_tensors(path, {"images": split.images, "labels": split.labels})
 
 
-def read_split(path: Path) -> Split:
-    """Raises MissingInputError, or DataIntegrityError when the file does not hold a split."""
+def read_split(path: Path, *, digest: str | None = None) -> Split:
+    """Raises MissingInputError, or DataIntegrityError when the file does not hold a split (of that `Split.digest`)."""
     if not path.is_file():
         raise MissingInputError(path, made_by="prepare")
     tensors = files.read_tensors(path)
@@ -66,6 +66,10 @@ def read_split(path: Path) -> Split:
         raise DataIntegrityError(f"{path} holds {sorted(tensors)}, not images and labels. {_MAKE_ANEW}")
     split = Split(images=tensors["images"], labels=tensors["labels"])
     check_split(split, name=str(path))
+    if digest is not None and split.digest() != digest:
+        raise DataIntegrityError(
+            f"{path} is not the split that dataset.json beside it describes. {_MAKE_ANEW}"
+        )
     return split
 
 

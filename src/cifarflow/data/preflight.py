@@ -16,6 +16,10 @@ LEAST_SIDE = 16
 LEAST_PER_CLASS = 3
 SHOWN_FAULTS = 20
 LAYOUT = "Put pictures as <class>/<picture>, or train|val|test/<class>/<picture>."
+NOT_IN_GIT = (
+    "Git does not hold them: in a clone of somebody's project, get them from him, or go on without: "
+    "`uv run dvc checkout`, then `uv run dvc repro --downstream train`."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +76,7 @@ def find_pictures(images: Path) -> tuple[list[Place], list[str]]:
     """All files that lie in a class folder, and the faults of all others; hidden files are skipped."""
     entries = _visible(images) if images.is_dir() else []
     if not entries:
-        return [], [f"there are no pictures. {LAYOUT}"]
+        return [], [f"there are no pictures. {LAYOUT} {NOT_IN_GIT}"]
     # A class may be called `train`, so the layout has splits only when there are folders inside `train`.
     train = images / "train"
     with_splits = train.is_dir() and any(entry.is_dir() for entry in _visible(train))

@@ -35,7 +35,7 @@ def export_model(
     Raises MissingInputError, CheckpointError, ExportParityError.
     """
     _require_same_classes(description, dataset, workspace)
-    split = read_split(workspace.split("test"))
+    split = read_split(workspace.split("test"), digest=dataset.digests.get("test"))
     card, unchecked = workspace.export / CARD, workspace.export / UNCHECKED
     _remove_old(workspace.export)
     try:

@@ -1,6 +1,7 @@
 """VGG-16 of torchvision, adapted to another number of classes in the course's two ways."""
 
 import hashlib
+import socket
 from http.client import HTTPException
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cifarflow.models.registry import MODELS
 WEIGHTS_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 IMAGENET_CLASSES = 1000
 HIDDEN_UNITS = 4096
+STALL_SECONDS = 30.0
 
 
 @MODELS.register("vgg16")
@@ -65,11 +67,17 @@ def _weights_url() -> str:
 
 def _download(url: str, path: Path) -> None:
     """Bring the weights from `url` to `path`, where they appear whole and with the known digest, or not at all."""
+    usual = socket.getdefaulttimeout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        socket.setdefaulttimeout(
+            STALL_SECONDS
+        )  # torch's own download would wait for a silent server for ever
         torch.hub.download_url_to_file(url, str(path), hash_prefix=WEIGHTS_SHA256)
     except (OSError, RuntimeError, ValueError, HTTPException) as error:  # the last two: a server's odd answer
         raise DownloadError(
             f"the ImageNet weights of vgg16 could not be loaded from {url}: {error}. Check the network, "
             f"put the file to {path}, or set model.vgg16.pretrained to false."
         ) from None
+    finally:
+        socket.setdefaulttimeout(usual)

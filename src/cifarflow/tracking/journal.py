@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cifarflow.errors import DataIntegrityError
 from cifarflow.files import atomic_open, naming, read_json, sha256_of_file, write_json
 from cifarflow.tracking.identity import PipelineState
 from cifarflow.workspace import Workspace
@@ -52,11 +53,28 @@ class Journal:
         return self.folder / "artifacts" / event["file"]
 
     def events(self) -> list[Event]:
-        """All whole events; a last line that was cut by a kill does not count."""
+        """All whole events; a last line that was cut by a kill does not count.
+
+        Raises DataIntegrityError for any other line that is no event. It is not passed over: MLflow's runs hold the
+        first so many events, by number.
+        """
         if not self.exists():
             return []
         content = self.path.read_bytes()
-        return [json.loads(line) for line in content[: _whole_length(content)].splitlines()]
+        lines = content[: _whole_length(content)].split(b"\n")[:-1]
+        return [self._event(line, number=number) for number, line in enumerate(lines, 1)]
+
+    def _event(self, line: bytes, *, number: int) -> Event:
+        try:
+            event = json.loads(line)
+            if isinstance(event["kind"], str) and isinstance(event["time"], int):
+                return event
+        except (KeyError, RecursionError, TypeError, ValueError):
+            pass
+        raise DataIntegrityError(
+            f"{self.path}: line {number} is not an event: the file was damaged. Move the folder {self.folder} away and "
+            "run the same command again: MLflow keeps what it has, and `uv run cifarflow sync` adds what files tell."
+        )
 
     @property
     def is_finished(self) -> bool:

@@ -34,12 +34,31 @@ def tracking_uri(config: MlflowConfig, workspace: Workspace, environ: Mapping[st
     """Where runs go: params.yaml, then MLFLOW_TRACKING_URI, then a SQLite file at home.
 
     A relative SQLite path counts from home, because a stage may run in a temporary checkout.
+    Raises TrackingError when home's own path cannot be part of an address.
     """
-    uri = config.uri or environ.get("MLFLOW_TRACKING_URI") or SQLITE + workspace.mlflow_database.as_posix()
+    uri = config.uri or environ.get("MLFLOW_TRACKING_URI") or SQLITE + workspace.mlflow_database.name
     path = Path(uri.removeprefix(SQLITE))
-    if uri.startswith(SQLITE) and not path.is_absolute():
-        return SQLITE + (workspace.home / path).as_posix()
-    return uri
+    if not uri.startswith(SQLITE) or path.is_absolute():
+        return uri
+    if "?" in str(workspace.home):
+        raise TrackingError(
+            f"{workspace.home} has a `?` in its path, where an address of SQLite ends: its runs would lie outside. "
+            "Rename that folder, or set tracking.mlflow.uri in params.yaml to a database elsewhere."
+        )
+    return SQLITE + (workspace.home / path).as_posix()
+
+
+def check_database(uri: str) -> None:
+    """Raises TrackingError for a SQLite file that cannot be there: mlflow would try for minutes, without a word."""
+    if not uri.startswith(SQLITE):
+        return
+    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise TrackingError(
+            f"{path}, where runs are to go, {what}. Mend tracking.mlflow.uri in params.yaml (or MLFLOW_TRACKING_URI), "
+            "or move that folder, then `uv run cifarflow sync`."
+        )
 
 
 def is_server(uri: str) -> bool:
@@ -85,9 +104,10 @@ class MlflowTracker:
     def connect(self) -> "tuple[MlflowClient, str]":
         """The client and the id of the experiment, which is made when it is missing.
 
-        Raises TrackingError when the experiment is in MLflow's trash.
+        Raises TrackingError when the experiment is in MLflow's trash, or the database cannot be where it should.
         """
         if self._connected is None:
+            check_database(self.uri)
             prepare_environment(self._config)
             from mlflow import MlflowClient
 

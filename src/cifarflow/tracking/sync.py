@@ -1,12 +1,12 @@
 """Send what MLflow lacks: after an outage, a deleted database, or for results out of DVC's cache."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cifarflow.config.schema import TrackingConfig
-from cifarflow.errors import TrackingError, without_passwords
+from cifarflow.errors import DataIntegrityError, TrackingError, without_passwords
 from cifarflow.tracking.identity import PipelineState
-from cifarflow.tracking.journal import all_journals, journals_of
+from cifarflow.tracking.journal import Event, all_journals, journals_of
 from cifarflow.tracking.mlflow_tracker import MlflowTracker
 from cifarflow.workspace import Workspace
 
@@ -38,19 +38,27 @@ def sync(
             events_sent=0,
             failures=(f"{without_passwords(tracker.uri)}: {_first_line(error)}",),
         )
-    return _complete_all(tracker, workspace, known_states(workspace, current=current))
+    states, broken = known_states(workspace, current=current)
+    report = _complete_all(tracker, workspace, states)
+    return replace(report, failures=(*broken, *report.failures))
 
 
-def known_states(workspace: Workspace, *, current: PipelineState | None = None) -> list[PipelineState]:
-    """Every state that a stage was ever started in, oldest first; of each the latest description."""
-    started = [
-        event for journal in all_journals(workspace) for event in journal.events() if event["kind"] == "start"
-    ]
+def known_states(
+    workspace: Workspace, *, current: PipelineState | None = None
+) -> tuple[list[PipelineState], list[str]]:
+    """Every state that a stage was ever started in, oldest first and as last described, and broken journals."""
+    started: list[Event] = []
+    broken: list[str] = []
+    for journal in all_journals(workspace):
+        try:
+            started += [event for event in journal.events() if event["kind"] == "start"]
+        except DataIntegrityError as error:  # it must not keep the runs of others back
+            broken.append(str(error))
     started.sort(key=lambda event: event["time"])
     states = {event["state_key"]: PipelineState.from_event(event) for event in started}
     if current is not None:
         states.setdefault(current.identity.state_key, current)
-    return list(states.values())
+    return list(states.values()), broken
 
 
 def _complete_all(

@@ -94,7 +94,7 @@ class Fit:
                 row = self.state.finish_epoch(self._validate())
                 progress.epoch(row, epochs=self.task.config.epochs)
                 self.on_epoch(self.state)
-                self._stop_where_asked(interrupts)  # during the validation
+                self._keep_safe(interrupts)  # the validation took its time too
             if is_main:  # DVC records the result some seconds later: killed until then, the run is not lost
                 self._save()
             self._stop_where_asked(interrupts)

@@ -21,11 +21,12 @@ class TrainingProgress:
         self._stream = stream
         self._task = bar.add_task("train", total=total_steps, status="") if bar else None
         self._start = time.perf_counter()
+        self._is_first = True
 
     def say(self, line: str) -> None:
         """One line, above the bar where there is one."""
         if self._bar:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=self._stream, flush=True)
 
@@ -37,11 +38,15 @@ class TrainingProgress:
             self._bar.update(self._task, completed=done, status=status)
 
     def epoch(self, row: Mapping[str, float], *, epochs: float) -> None:
+        """A line that a terminal of 80 columns has room for; loss and accuracy are training/validation."""
+        if self._is_first:
+            self.say("loss and accuracy: training/validation")
+            self._is_first = False
         self.say(
-            f"epoch {min(row['epoch'], epochs):>5g} of {epochs:g}  "
-            f"loss {row['train_loss']:.4f} / {row['validation_loss']:.4f}  "
-            f"accuracy {row['train_accuracy']:.4f} / {row['validation_accuracy']:.4f}  "
-            f"{row['pixels']:g} px  {row['images_per_second']:,.0f} images/s  "
+            f"epoch {min(row['epoch'], epochs):g}/{epochs:g}  "
+            f"loss {row['train_loss']:.3f}/{row['validation_loss']:.3f}  "
+            f"accuracy {row['train_accuracy']:.3f}/{row['validation_accuracy']:.3f}  "
+            f"{row['pixels']:g} px  {row['images_per_second']:.0f} images/s  "
             f"{time.perf_counter() - self._start:.0f} s"
         )
 

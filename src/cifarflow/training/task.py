@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +32,9 @@ class Pictures:
     labels: Tensor
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> "Pictures":
-        split = read_split(path)
+    def load(cls, name: str, workspace: Workspace, dataset: DatasetInfo, device: torch.device) -> "Pictures":
+        """Raises MissingInputError, and DataIntegrityError when the file is not the split of `dataset`."""
+        split = read_split(workspace.split(name), digest=dataset.digests.get(name))
         return cls(
             images=torch.from_numpy(split.images).to(device), labels=torch.from_numpy(split.labels).to(device)
         )
@@ -72,14 +72,16 @@ class Task:
         dataset = read_dataset(workspace.dataset)
         compute = plan_compute(config, image_size=dataset.image_size, processes=processes)
         compute.take_effect()
-        train = Pictures.load(workspace.split("train"), compute.device)
+        train, validation = (
+            Pictures.load(name, workspace, dataset, compute.device) for name in ("train", "validation")
+        )
         batches = BatchPlan(count=len(train.labels), batch_size=config.batch_size, seed=seed)
         _check_share(processes, batches, config, compute.micro_batch_size)
         return cls(
             config=config,
             compute=compute,
             train=train,
-            validation=Pictures.load(workspace.split("validation"), compute.device),
+            validation=validation,
             dataset=dataset,
             batches=batches,
             augmentation=Augmentation(images=train.images, **config.augment.model_dump(), seed=seed),
@@ -89,6 +91,17 @@ class Task:
     @property
     def total_steps(self) -> int:
         return max(1, round(self.config.epochs * self.batches.steps_per_epoch))
+
+    @property
+    def advice(self) -> list[str]:
+        """What somebody with few pictures should know before he wonders why nothing is learnt."""
+        count, size = self.batches.count, self.config.batch_size
+        if count >= size:
+            return []
+        return [
+            f"batch_size: {size} is more than the {count} training pictures, so an epoch is one step, and training "
+            f"{self.total_steps}. A smaller train.batch_size takes more steps (recipe `shapes` has 64)."
+        ]
 
     def pixels_at(self, step: int) -> int:
         """The side of the pictures that a step sees: small ones early in training cost a fraction of the arithmetic."""
