@@ -42,6 +42,10 @@ examples:
   uv run cifarflow recipe                          list the recipes
   uv run cifarflow recipe cifar94                  make params.yaml that recipe
 """
+CHECK_EXAMPLES = """\
+examples:
+  uv run cifarflow check                           of params.yaml, or own pictures, that come from somebody else
+"""
 SYNC_EXAMPLES = """\
 examples:
   uv run cifarflow sync                            after a training without network, or after `dvc checkout`
@@ -101,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     recipe = add("recipe", _recipe, "list the recipes, or make params.yaml one of them", RECIPE_EXAMPLES)
     recipe.add_argument("name", nargs="?", metavar="NAME", help="a recipe; the list of them when left out")
 
+    add("check", _check, "look at params.yaml and own pictures before DVC does", CHECK_EXAMPLES)
     add("sync", _sync, "send the trackers what they could not take while training", SYNC_EXAMPLES)
     add("mend", _mend, "make good what a kill left broken in DVC's own files", MEND_EXAMPLES)
     return parser
@@ -192,7 +197,7 @@ def _as_json(path: Path, answers: "list[Prediction]") -> str:
     return json.dumps({"picture": str(path), "predictions": predictions})
 
 
-# recipe, sync, mend -----------------------------------------------------------------------------------------
+# recipe, check, sync, mend -----------------------------------------------------------------------------------
 
 
 def _recipe(options: argparse.Namespace) -> int:
@@ -215,6 +220,24 @@ def _recipe(options: argparse.Namespace) -> int:
         unread = "" if done.changes else " It could not be read, so the changes are not listed."
         print(f"The old params.yaml is kept as {os.path.relpath(done.saved, workspace.root)}.{unread}")
     print(f"params.yaml is recipe {options.name} now. Next: `uv run dvc repro`.")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    """DVC reads params.yaml and every file of data/images before a stage can: without limits, and in other words."""
+    from cifarflow.config import load_config
+
+    workspace = _workspace()
+    config = load_config(workspace.params)
+    print("params.yaml is sound.")
+    if config.data.source == "folder":
+        from cifarflow.data.preflight import check_pictures
+        from cifarflow.data.progress import show_progress
+
+        pictures = check_pictures(workspace.images, progress=show_progress)
+        print(
+            f"{len(pictures):,} pictures of {len({picture.label for picture in pictures})} classes are sound."
+        )
     return 0
 
 

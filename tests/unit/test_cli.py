@@ -189,3 +189,55 @@ def test_each_command_shows_examples(command: str, capsys: pytest.CaptureFixture
         cli.main([command, "--help"])
     assert stop.value.code == 0
     assert f"uv run cifarflow {command}" in capsys.readouterr().out
+
+
+# check ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_pictures(tmp_path: Path) -> Path:
+    """A checkout with good params for own pictures, and a few of them."""
+    recipe = (REPOSITORY / "recipes" / "shapes.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(recipe.replace("source: shapes", "source: folder"))
+    for number, name in enumerate(("red", "green")):
+        folder = tmp_path / "data" / "images" / name
+        folder.mkdir(parents=True)
+        for shade in range(4):
+            Image.new("RGB", (20, 20), (shade * 9, number * 99, 7)).save(folder / f"{shade}.png")
+    return tmp_path
+
+
+def test_check_tells_of_sound_params_and_pictures_without_torch(own_pictures: Path) -> None:
+    done = cifarflow("check", folder=own_pictures, probe=True)
+    assert done.stdout.splitlines() == ["params.yaml is sound.", "8 pictures of 2 classes are sound."]
+    assert done.stderr.splitlines()[-1] == "imported: ['pydantic']"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9 if n else 1}]\n" for n in range(9)), "YAML alias"),
+        ("seed: 1\n", "seed"),
+        ("x: " + "[" * 3000, "nested"),
+    ],
+    ids=["aliases", "doubled key", "brackets"],
+)
+def test_check_names_in_a_line_what_dvc_chokes_on(own_pictures: Path, more: str, told: str) -> None:
+    with (own_pictures / "params.yaml").open("a") as params:
+        params.write(more)
+    done = cifarflow("check", folder=own_pictures)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "params.yaml" in line and told in line
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_check_does_not_wait_for_a_pipe_among_the_pictures(own_pictures: Path) -> None:
+    images = own_pictures / "data" / "images"
+    os.mkfifo(images / "red" / "pipe.png")
+    (images / "green" / "endless.png").symlink_to("/dev/zero")
+    (images / "red" / "0.png").rename(os.fsdecode(os.fsencode(images / "red") + b"/bad\xff.png"))
+    done = cifarflow("check", folder=own_pictures)
+    assert done.returncode == 2
+    for name in ("pipe.png", "endless.png", "bad"):
+        assert name in done.stderr
+    assert "Traceback" not in done.stderr
