@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from cifarflow import errors, inputs
 from cifarflow.workspace import Workspace
 
 LOOKS_EVERY_SECONDS = 0.5
+SHELLS = ("sh", "dash", "bash", "zsh", "ksh", "fish")
 MAIN_SPEAKS_FIRST_SECONDS = 3.0
 
 
@@ -59,14 +61,24 @@ def end_with_dvc() -> None:
     """
     if not is_dvcs() or sys.platform == "win32":
         return
-    parent = os.getppid()
+    started_by = _started_by()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while _started_by() == started_by:
             time.sleep(LOOKS_EVERY_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="cifarflow-end-with-dvc", daemon=True).start()
+
+
+def _started_by() -> tuple[int, ...]:
+    """The parent of this process; where that is a shell which stays, as dash does, also the parent of it: DVC."""
+    parent = os.getppid()
+    try:
+        name, _, rest = Path(f"/proc/{parent}/stat").read_text().partition("(")[2].rpartition(") ")
+    except OSError:  # no /proc, as on macOS; its shells become the command that they run
+        return (parent,)
+    return (parent, int(rest.split()[1])) if name in SHELLS else (parent,)
 
 
 def outlive_readers() -> None:
