@@ -4,6 +4,7 @@ One pipeline state is one run, found by its tag. Everything here can be done aga
 an equal metric, parameters and tags are filled in, files are overwritten, models carry their file's digest.
 """
 
+import glob
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -48,10 +49,13 @@ def tracking_uri(config: MlflowConfig, workspace: Workspace, environ: Mapping[st
     return SQLITE + (workspace.home / path).as_posix()
 
 
-def check_database(uri: str) -> None:
-    """Raises TrackingError for a SQLite file that cannot be there: mlflow would try for minutes, without a word."""
+def database_of(uri: str) -> Path | None:
+    """The file of a SQLite store; None for any other.
+
+    Raises TrackingError where no file can be: mlflow would try for minutes, without a word.
+    """
     if not uri.startswith(SQLITE):
-        return
+        return None
     path = Path(uri.removeprefix(SQLITE).partition("?")[0])
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
@@ -59,6 +63,7 @@ def check_database(uri: str) -> None:
             f"{path}, where runs are to go, {what}. Mend tracking.mlflow.uri in params.yaml (or MLFLOW_TRACKING_URI), "
             "or move that folder, then `uv run cifarflow sync`."
         )
+    return path
 
 
 def is_server(uri: str) -> bool:
@@ -107,11 +112,13 @@ class MlflowTracker:
         Raises TrackingError when the experiment is in MLflow's trash, or the database cannot be where it should.
         """
         if self._connected is None:
-            check_database(self.uri)
+            database = database_of(self.uri)
             prepare_environment(self._config)
             from mlflow import MlflowClient
 
             with self._alone():
+                if database is not None:
+                    self._make_database(database)
                 client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 self._connected = client, retry_when_locked(lambda: self._experiment_id(client))
         return self._connected
@@ -140,6 +147,23 @@ class MlflowTracker:
         """
         self._workspace.state.mkdir(parents=True, exist_ok=True)
         return FileLock(self._workspace.state / "mlflow.lock", timeout=LOCK_TIMEOUT_SECONDS)
+
+    def _make_database(self, path: Path) -> None:
+        """A new SQLite file appears with all tables: killed between two of them, mlflow refuses the file ever after."""
+        if path.exists() and path.stat().st_size:
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        making = path.with_name(f".{path.name}.part")
+        for left in path.parent.glob(
+            f"{glob.escape(making.name)}*"
+        ):  # by a kill, with SQLite's journal of it
+            left.unlink()
+        store = SqlAlchemyStore(SQLITE + making.as_posix(), self._workspace.mlflow_artifacts.as_uri())
+        store.engine.dispose()
+        if not path.exists() or not path.stat().st_size:  # `mlflow ui` may have been faster
+            making.replace(path)
+        making.unlink(missing_ok=True)
 
     def _experiment_id(self, client: "MlflowClient") -> str:
         from mlflow import MlflowException
