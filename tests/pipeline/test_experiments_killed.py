@@ -1,12 +1,14 @@
 """`dvc exp run`, in the workspace and in a temporary folder, killed by SIGKILL in train; and two DVC commands at once.
 
 One story on one checkout: the experiment that is killed in the workspace goes on in a temporary folder, is killed there
-too, and ends in the workspace, with the bytes of a training that nobody disturbed. A second DVC beside it is refused.
+too, and ends in the workspace, with the bytes of a training that nobody disturbed, as one run of MLflow and one of
+TensorBoard. A second DVC beside it is refused.
 Another training is killed after its end and before DVC's record of it.
 """
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -19,27 +21,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pipeline import Checkout, make_checkout
+from cifarflow.tracking.tensorboard import chart_of
+from cifarflow.training.report import HISTORY_COLUMNS
+from tests.support.pipeline import Checkout, make_checkout, tensorboard_of
+from tests.support.store import Store
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
 ]
+EPOCHS = 40
+METRICS = HISTORY_COLUMNS[1:]  # all that an epoch reports
+# So seldom that an epoch may be recorded before a kill and, from the checkpoint before it, trained again.
+CHECKPOINT_SECONDS = 0.4
+LONGEST_DELAY_SECONDS = 0.3  # of a kill after the first checkpoint
 RESUMED = re.compile(r"going on from step (\d+) of \d+ ")
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """Prepared, and with a train of 60 short steps, each followed by a checkpoint."""
+    """Prepared, and with a train of 400 short steps and many checkpoints; MLflow and TensorBoard are on."""
     checkout = make_checkout(tmp_path_factory.mktemp("experiments") / "checkout")
     checkout.run("cifarflow", "recipe", "shapes")
     checkout.set_params(
-        train__epochs="6",
+        train__epochs=str(EPOCHS),
         train__batch_size="10",
         train__micro_batch_size="10",
-        checkpoint__interval_seconds="0.0001",
-        tracking__tensorboard__enabled="false",
-        tracking__mlflow__enabled="false",  # test_kills.py has it on
+        train__threads="1",  # two wait for each other on a busy machine
+        checkpoint__interval_seconds=str(CHECKPOINT_SECONDS),
         data__shapes__train_count="110",
         data__shapes__test_count="100",
     )
@@ -54,6 +63,11 @@ def undisturbed(checkout: Checkout) -> bytes:
     copy = Checkout(root=checkout.root.parent / "undisturbed")
     shutil.copytree(checkout.root, copy.root, ignore=shutil.ignore_patterns(".git", ".dvc"))
     copy.workspace.split("test").unlink()
+    copy.set_params(
+        checkpoint__interval_seconds="60",
+        tracking__tensorboard__enabled="false",
+        tracking__mlflow__enabled="false",
+    )
     copy.run("python", "stages/train.py")
     return copy.workspace.model_weights.read_bytes()
 
@@ -110,6 +124,7 @@ def test_a_killed_experiment_goes_on_anywhere_and_ends_with_the_same_bytes(
     for command in (("exp", "run", "train"), ("exp", "run", "--temp", "train")):
         with started(checkout, *command, log=log) as process:
             wait_until_trained_beyond(killed_at, checkout, process, log)
+            time.sleep(random.uniform(0, LONGEST_DELAY_SECONDS))
         assert (RESUMED.search(log.read_text()) is not None) == (killed_at > 0), log.read_text()
         killed_at = last_step(checkout)
     with started(checkout, "exp", "run", "train", log=log) as process:
@@ -120,7 +135,23 @@ def test_a_killed_experiment_goes_on_anywhere_and_ends_with_the_same_bytes(
     assert resumed is not None and int(resumed[1]) == killed_at, log.read_text()
     assert checkout.workspace.model_weights.read_bytes() == undisturbed
     assert "Traceback" not in log.read_text()
+    check_that_every_number_is_there_once(checkout)
     assert checkout.dvc("repro", "train").kept == ["download", "prepare", "train"]
+
+
+def check_that_every_number_is_there_once(checkout: Checkout) -> None:
+    """In the one run of MLflow and in the one folder of TensorBoard, whichever of the three trained the epoch."""
+    epochs = list(range(1, EPOCHS + 1))
+    store = Store.copied_from(checkout.workspace)
+    run = store.run()
+    assert run.info.status == "FINISHED"
+    assert {
+        name: [step for step, _ in store.history(run, name)] for name in run.data.metrics
+    } == dict.fromkeys(METRICS, epochs)
+    (folder,) = checkout.workspace.tensorboard_logs.iterdir()
+    events = tensorboard_of(folder)
+    shown = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert shown == {chart_of(name): epochs for name in METRICS}
 
 
 def test_a_kill_between_the_last_step_and_the_record_of_dvc_costs_no_training(
@@ -133,7 +164,6 @@ def test_a_kill_between_the_last_step_and_the_record_of_dvc_costs_no_training(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         checkout.set_params(
             train__epochs="2",
-            tracking__mlflow__enabled="true",
             tracking__mlflow__uri=f"http://127.0.0.1:{silent.getsockname()[1]}",
             tracking__mlflow__timeout_seconds="60",
         )

@@ -2,14 +2,19 @@
 
 import contextlib
 import re
+import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from tests.support.pipeline import Checkout, make_small_pipeline
 from tests.support.store import wait_for
@@ -18,23 +23,27 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch"),
 ]
+STOPPED = r"stopped after step \d+, saved in .*; the same command goes on"
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Prepared, with more epochs than anybody waits for."""
     checkout = make_small_pipeline(tmp_path_factory.mktemp("signals"))
-    checkout.set_params(train__epochs="500")
+    checkout.set_params(train__epochs="500", train__threads="1")
     checkout.dvc("repro", "prepare")
     (checkout.root / "models").mkdir()
     return checkout
 
 
 def start_training(checkout: Checkout) -> "subprocess.Popen[str]":
+    # Other tests of this session set MLflow's own time-out, which would win over the one in params.yaml.
+    inherited = checkout.environment.items()
+    environment = {name: value for name, value in inherited if not name.startswith("MLFLOW_HTTP_")}
     return subprocess.Popen(
         [sys.executable, "-u", "stages/train.py"],
         cwd=checkout.root,
-        env=checkout.environment,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -54,9 +63,7 @@ def test_a_stopped_training_says_how_to_go_on_and_its_run_is_killed(
     _, said = process.communicate(timeout=60)
     seconds = time.monotonic() - start
     assert process.returncode == 130
-    assert re.fullmatch(
-        r"stopped after step \d+, saved in .*; the same command goes on", said.splitlines()[-1]
-    )
+    assert re.fullmatch(STOPPED, said.splitlines()[-1])
     assert "Traceback" not in said
     assert seconds < 10, "a step, a checkpoint, and at most some seconds of MLflow"
     assert statuses(checkout) == ["KILLED"]
@@ -71,6 +78,53 @@ def test_a_signal_while_torch_is_imported_ends_in_a_line(checkout: Checkout) -> 
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "interrupted; run the same command again\n")
+
+
+@contextlib.contextmanager
+def never_answers(checkout: Checkout, empty_store: Path) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def locked(checkout: Checkout, empty_store: Path) -> Iterator[str]:
+    """A database that this process, another one than the stage, is in the middle of writing."""
+    database = checkout.root / "locked.db"
+    shutil.copyfile(empty_store, database)
+    with contextlib.closing(sqlite3.connect(database)) as writing:
+        writing.execute("BEGIN EXCLUSIVE")
+        yield f"sqlite:///{database.name}"
+
+
+@pytest.mark.parametrize("store", [never_answers, locked])
+def test_a_stopped_training_waits_seconds_for_a_store_that_gives_no_answer(
+    checkout: Checkout, empty_store: Path, store: Callable[[Checkout, Path], AbstractContextManager[str]]
+) -> None:
+    with store(checkout, empty_store) as uri:
+        checkout.set_params(tracking__mlflow__uri=uri, tracking__mlflow__timeout_seconds="60")
+        process = start_training(checkout)
+        assert process.stdout is not None
+        assert any(line.startswith("epoch") for line in process.stdout), process.communicate()[1]
+        wait_for(lambda: is_sending(checkout))
+        start = time.monotonic()
+        process.terminate()
+        _, said = process.communicate(timeout=100)
+        seconds = time.monotonic() - start
+    checkout.set_params(tracking__mlflow__uri="null", tracking__mlflow__timeout_seconds="10")
+    assert process.returncode == 130
+    assert "`uv run cifarflow sync` sends the rest" in said
+    assert re.fullmatch(STOPPED, said.splitlines()[-1])
+    assert "Traceback" not in said
+    assert seconds < 8, "3 s of waiting for MLflow, a step and a checkpoint"
+
+
+def is_sending(checkout: Checkout) -> bool:
+    """Whether a process has imported MLflow and is at its store: it holds the lock of this repository meanwhile."""
+    try:
+        with FileLock(checkout.workspace.state / "mlflow.lock", blocking=False):
+            return False
+    except Timeout:
+        return True
 
 
 def statuses(checkout: Checkout) -> list[str]:
