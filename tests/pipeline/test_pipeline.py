@@ -27,7 +27,7 @@ from tests.support.pipeline import (
     tensorboard_of,
     undisturbed_digests,
 )
-from tests.support.store import Store
+from tests.support.store import Store, digests
 
 RANDOM_DISKS = int(os.environ.get("CIFARFLOW_DISKS", "0"))
 # Of each stage the file without which nothing of it counts as whole.
@@ -54,10 +54,9 @@ def mlflow_runs(checkout: Checkout) -> list[Run]:
     return Store.copied_from(checkout.workspace).runs()
 
 
-def artifacts_of(run: Run) -> set[str]:
-    """The files that a run of a SQLite store has, by their path in it."""
-    folder = Path(str(run.info.artifact_uri).removeprefix("file://"))
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+def artifacts_of(run: Run) -> dict[str, str]:
+    """The digest of every file that a run of a SQLite store has, by its path in it."""
+    return digests(Path(str(run.info.artifact_uri).removeprefix("file://")))
 
 
 def results(checkout: Checkout) -> dict[Path, bytes]:
@@ -352,6 +351,7 @@ def test_sync_makes_the_run_of_results_that_were_pulled(checkout: Checkout, else
     assert run.data.metrics["validation_accuracy"] > 0
     assert run.outputs is not None and len(run.outputs.model_outputs) == 1
     assert artifacts_of(run) == artifacts_of(mlflow_runs(checkout)[0])
+    assert {"export/MODEL_CARD.md", "plots/history.csv", "plots/mistakes.png"} <= artifacts_of(run).keys()
 
 
 def test_sync_completes_the_record_of_a_training_that_was_killed_here_and_ended_elsewhere(

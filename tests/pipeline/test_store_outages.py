@@ -22,6 +22,7 @@ from cifarflow.tracking import sync
 from cifarflow.tracking import tracker as tracker_module
 from cifarflow.workspace import Workspace
 from tests.support.disks import ALONE, needs_mounts
+from tests.support.hostile import one_line
 from tests.support.store import (
     Store,
     export,
@@ -29,6 +30,7 @@ from tests.support.store import (
     identity,
     make_workspace,
     mlflow_server,
+    recorded,
     tracking,
     train,
     wait_for,
@@ -108,6 +110,7 @@ def test_a_server_of_no_use_slows_nothing(
     assert sync(workspace, tracking()).failures == ()
     store = Store.of(workspace)
     assert store.content(store.run()) == expected
+    assert store.reported(store.run()) == recorded(workspace, identity())
 
 
 def test_a_server_that_dies_in_mid_run_has_the_whole_run_later(
@@ -150,6 +153,7 @@ def test_a_server_that_dies_in_mid_run_has_the_whole_run_later(
         export(workspace, identity(), onnx_file, config=config)
         expected = Store.of(untroubled)
         assert store.content(store.run()) == expected.content(expected.run())
+        assert store.reported(store.run()) == recorded(workspace, identity())
         assert store.experiment.artifact_location.startswith("mlflow-artifacts:")
 
 
@@ -183,6 +187,39 @@ def test_a_database_that_another_process_has_locked_slows_nothing(
     assert sync(workspace, tracking()).failures == ()
     store = Store.of(workspace)
     assert store.content(store.run()) == expected
+    assert store.reported(store.run()) == recorded(workspace, identity())
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("folder", "is a folder"), ("none/mlflow.db", "lies in a folder that does not exist")],
+)
+def test_a_database_that_cannot_be_there_slows_nothing_and_is_told_with_its_reason(
+    workspace: Workspace,
+    expected: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    place: str,
+    reason: str,
+) -> None:
+    """MLflow by itself tries for minutes to make a database there."""
+    (workspace.home / "folder").mkdir()
+    config, why = tracking(f"sqlite:///{place}"), f"{workspace.home / place}, where runs are to go, {reason}"
+    with caplog.at_level(logging.WARNING, "cifarflow"):
+        began = time.perf_counter()
+        assert train(workspace, identity(), config=config) < NO_WAIT_SECONDS
+        report = sync(workspace, config)
+        assert time.perf_counter() - began < 2
+    told, at_the_end = caplog.messages
+    assert "cannot be reached" in told and f"(TrackingError: {why}. Mend " in told
+    assert "uv run cifarflow sync" in at_the_end
+    assert capfd.readouterr().err == ""
+    (failure,) = report.failures
+    assert f"TrackingError: {why}. Mend tracking.mlflow.uri in params.yaml" in one_line(failure)
+    assert sync(workspace, tracking()).failures == ()
+    store = Store.of(workspace)
+    assert store.content(store.run()) == expected
+    assert store.reported(store.run()) == recorded(workspace, identity())
 
 
 @needs_mounts

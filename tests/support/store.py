@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,13 +18,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cifarflow.config import read_yaml
 from cifarflow.config.schema import MlflowConfig, TensorboardConfig, TrackingConfig
+from cifarflow.files import sha256_of_file
 from cifarflow.tracking import DatasetRecord, PipelineState, RunIdentity, open_tracker
+from cifarflow.tracking.journal import journals_of
 from cifarflow.workspace import Workspace
 
 CLASSES = ["cat", "dog", "frog"]
 PARAMS = {"model.name": "tudui", "seed": 1, "model.tudui.hidden": None, "widths": [1, 2], "long": "x" * 7000}
 MANY_PARAMS = {f"param.{number}": number for number in range(130)}
+OF_ONE_COPY = ("artifact_path", "model_id", "model_uuid", "run_id", "utc_time_created")
+"""What a file MLmodel says of where and when it was written."""
 DATASET = DatasetRecord(name="shapes", digest="d" * 64, source="generator", counts={"train": 10, "test": 4})
 
 
@@ -32,9 +38,11 @@ def identity(train: str = "a", evaluate: str = "b", export: str = "c") -> RunIde
     return RunIdentity(run_key=keys["train"], stage_keys=keys)
 
 
-def tracking(uri: str | None = None, *, timeout_seconds: int = 1) -> TrackingConfig:
+def tracking(uri: str | None = None, *, timeout_seconds: int = 1, enabled: bool = True) -> TrackingConfig:
     return TrackingConfig(
-        mlflow=MlflowConfig(enabled=True, uri=uri, experiment="cifarflow", timeout_seconds=timeout_seconds),
+        mlflow=MlflowConfig(
+            enabled=enabled, uri=uri, experiment="cifarflow", timeout_seconds=timeout_seconds
+        ),
         tensorboard=TensorboardConfig(enabled=False, pictures=0, graph=False, histograms=False),
     )
 
@@ -105,7 +113,41 @@ def export(
         workspace=workspace,
     ) as tracker:
         tracker.metrics({"export_agreement": 1.0}, step=0)
+        with tempfile.TemporaryDirectory(dir=workspace.root) as temporary:
+            card = Path(temporary) / "MODEL_CARD.md"
+            card.write_text("# tudui\n")
+            tracker.artifact(card, folder="export")
         tracker.onnx_model(path, image_size=32, classes=CLASSES)
+
+
+@contextlib.contextmanager
+def warnings_heard() -> Iterator[list[str]]:
+    """What this process is warned of meanwhile; not that it waits, as it may have to on a busy machine."""
+    heard: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: heard.append(record.getMessage())
+    listener.addFilter(lambda record: "Waiting up to" not in record.getMessage())
+    logger = logging.getLogger("cifarflow")
+    logger.addHandler(listener)
+    try:
+        yield heard
+    finally:
+        logger.removeHandler(listener)
+
+
+def recorded(workspace: Workspace, key: RunIdentity) -> dict[str, Any]:
+    """What `Store.reported` has to say of the run of a state, by the journals of its stages."""
+    events = [event for journal in journals_of(workspace, key.stage_keys) for event in journal.events()]
+    metrics: dict[str, list[tuple[int, int, float]]] = {}
+    for event in (event for event in events if event["kind"] == "metrics"):
+        for name, value in event["values"].items():
+            metrics.setdefault(name, []).append((event["step"], event["time"], value))
+    return {
+        "start": min(event["time"] for event in events if event["kind"] == "start"),
+        "end": max(event["time"] for event in events if event["kind"] == "status"),
+        "metrics": metrics,
+        "artifacts": {event["file"]: event["sha256"] for event in events if event["kind"] == "artifact"},
+    }
 
 
 class Store:
@@ -114,6 +156,7 @@ class Store:
     def __init__(self, uri: str) -> None:
         from mlflow import MlflowClient
 
+        self.uri = uri
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     @classmethod
@@ -153,15 +196,59 @@ class Store:
 
     def content(self, run: Any) -> dict[str, Any]:
         """All that is the same for two runs of one state, wherever and whenever they were written."""
+        models = run.outputs.model_outputs if run.outputs else []
+        with self.downloaded(run.info.artifact_uri) as folder:
+            artifacts = digests(folder)
         return {
             "params": run.data.params,
             "tags": run.data.tags,
             "metrics": {name: self.history(run, name) for name in run.data.metrics},
-            "artifacts": self.artifacts(run, "plots"),
-            "datasets": [used.dataset.digest for used in run.inputs.dataset_inputs],
-            "models": len(run.outputs.model_outputs) if run.outputs else 0,
+            "artifacts": artifacts,
+            "datasets": [used.to_dictionary() for used in run.inputs.dataset_inputs],
+            "models": [self.model(output.model_id) for output in models],
             "status": run.info.status,
         }
+
+    def reported(self, run: Any) -> dict[str, Any]:
+        """What stages reported and when, in milliseconds: start and end, each metric's points, the files."""
+        points = {name: self.client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+        with self.downloaded(run.info.artifact_uri) as folder:
+            artifacts = digests(folder)
+        return {
+            "start": run.info.start_time,
+            "end": run.info.end_time,
+            "metrics": {
+                name: sorted((point.step, point.timestamp, point.value) for point in found)
+                for name, found in points.items()
+            },
+            "artifacts": artifacts,
+        }
+
+    def model(self, model_id: str) -> dict[str, Any]:
+        """What a logged model says of itself, and the digest of each of its other files."""
+        logged = self.client.get_logged_model(model_id)
+        with self.downloaded(logged.artifact_location) as folder:
+            says = read_yaml(folder / "MLmodel")
+            return {
+                "status": str(logged.status),
+                "tags": logged.tags,
+                "says": {name: value for name, value in says.items() if name not in OF_ONE_COPY},
+                "files": {name: digest for name, digest in digests(folder).items() if name != "MLmodel"},
+            }
+
+    @contextlib.contextmanager
+    def downloaded(self, address: str) -> Iterator[Path]:
+        """A copy of all that lies at the address of a run's files, or of a model's."""
+        from mlflow.artifacts import download_artifacts
+
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=self.uri))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The digest of every file below a folder by its path in it."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in found}
 
 
 def free_port() -> int:

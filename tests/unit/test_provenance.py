@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from cifarflow import files
 from cifarflow.config.schema import Config
 from cifarflow.data.packed import DatasetInfo
+from cifarflow.errors import without_passwords
 from cifarflow.provenance import (
     code_digest,
     code_tags,
@@ -25,6 +27,16 @@ from tests.support.small import PROJECT, small_config
 
 DATA = {"train": "a", "validation": "b", "test": "c"}
 COMPUTE = {"device": "cpu", "precision": "fp32"}
+SHAPES = DatasetInfo(
+    source="shapes",
+    classes=("a", "b"),
+    image_size=16,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.2, 0.2, 0.2),
+    counts={"train": {"a": 1, "b": 1}},
+    digests={"train": "x"},
+    validation_indices_digest=None,
+)
 
 
 @pytest.fixture
@@ -58,6 +70,28 @@ def test_the_run_key_depends_on_what_decides_the_weights(workspace: Workspace) -
     append(workspace.root / "src" / "cifarflow" / "training" / "fit.py", "# other code\n")
     changed.append(key(small_config(), workspace))
     assert len({first, *changed}) == 7
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "of a later version"])
+def test_the_run_key_depends_on_every_split_but_the_tests(workspace: Workspace, split: str) -> None:
+    data = {**DATA, "of a later version": "d"}
+    first = key(small_config(), workspace, data=data)
+    assert key(small_config(), workspace, data={**data, split: "x"}) != first
+    assert key(small_config(), workspace, data={**data, "test": "x"}) == first
+
+
+@pytest.mark.parametrize(("package", "decides"), [("torch", True), ("torchvision", True), ("mlflow", False)])
+def test_the_run_key_depends_on_the_versions_of_what_computes_the_weights(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, package: str, decides: bool
+) -> None:
+    first = key(small_config(), workspace)
+    installed = metadata.version
+
+    def upgraded(name: str) -> str:
+        return f"{installed(name)}.post1" if name == package else installed(name)
+
+    monkeypatch.setattr(metadata, "version", upgraded)
+    assert (key(small_config(), workspace) != first) == decides
 
 
 def test_the_run_key_does_not_depend_on_the_rest(workspace: Workspace) -> None:
@@ -109,21 +143,42 @@ def test_a_password_in_the_servers_address_is_not_recorded(workspace: Workspace)
         tracking__mlflow__uri="https://me:secret@with@tracking.example/mlflow",
         data__cifar10__urls=["https://me:secret@mirror.example/cifar.tar.gz?key=secret"],
     )
-    dataset = DatasetInfo(
-        source="shapes",
-        classes=("a", "b"),
-        image_size=16,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.2, 0.2, 0.2),
-        counts={"train": {"a": 1, "b": 1}},
-        digests={"train": "x"},
-        validation_indices_digest=None,
-    )
-    state = pipeline_state(config, workspace, run_key="k", dataset=dataset, tags={})
+    state = pipeline_state(config, workspace, run_key="k", dataset=SHAPES, tags={})
     assert state.params["tracking.mlflow.uri"] == "https://tracking.example/mlflow"
     assert state.params["data.cifar10.urls"] == ["https://mirror.example/cifar.tar.gz"]
     assert "secret" not in str(state)
     assert state.params["train.epochs"] == config.train.epochs
+
+
+ADDRESSES = [
+    ("postgresql://h/db?user=bob&password=SECRET", "postgresql://h/db?user=bob&password=..."),
+    ("postgresql://h/db?sslpassword=SECRET&user=bob", "postgresql://h/db?sslpassword=...&user=bob"),
+    ("mssql://h/db?UID=bob;PWD=SECRET;x=1", "mssql://h/db?UID=bob;PWD=...;x=1"),
+    ("https://h/mlflow?access_token=SECRET", "https://h/mlflow?access_token=..."),
+    ("http://bob:SECRET@host:1", "http://host:1"),
+    ("http://bob:SEC/RET@host:1", "http://host:1"),
+    ("http://bob:SEC@RET@host:1/mlflow", "http://host:1/mlflow"),
+    ("sqlite:///x.db", "sqlite:///x.db"),
+    ("http://host:1/mlflow?user=bob", "http://host:1/mlflow?user=bob"),
+]
+
+
+@pytest.mark.parametrize(("address", "shown"), ADDRESSES)
+def test_an_address_is_shown_without_its_password(address: str, shown: str) -> None:
+    assert without_passwords(address) == shown
+    message = "connection to {}, and to {} failed: try again"
+    assert without_passwords(message.format("http://b", address)) == message.format("http://b", shown)
+
+
+@pytest.mark.parametrize(("address", "shown"), ADDRESSES)
+def test_the_record_of_a_run_has_the_address_as_it_is_shown(
+    workspace: Workspace, address: str, shown: str
+) -> None:
+    state = pipeline_state(
+        small_config(tracking__mlflow__uri=address), workspace, run_key="k", dataset=SHAPES, tags={}
+    )
+    assert state.params["tracking.mlflow.uri"] == shown
+    assert "SEC" not in str(state) and "RET" not in str(state)
 
 
 def test_git_state_of_the_project() -> None:

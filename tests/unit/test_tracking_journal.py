@@ -11,11 +11,38 @@ from pathlib import Path
 
 import pytest
 
+from cifarflow import errors
 from cifarflow.config.schema import MlflowConfig, TensorboardConfig, TrackingConfig
+from cifarflow.errors import DataIntegrityError
 from cifarflow.tracking.identity import DatasetRecord, PipelineState, RunIdentity
 from cifarflow.tracking.journal import Journal, JournalWriter, all_journals, journal_of, journals_of
 from cifarflow.tracking.tracker import has_writer, open_tracker
 from cifarflow.workspace import Workspace
+from tests.support.hostile import one_line
+
+DAMAGE = {
+    "no UTF-8": b'{"time": 1, "kind": "status", "status": "\xff\xfe"}',
+    "zeros": bytes(60),
+    "nothing": b"",
+    "half an event": b'{"time": 1, "kind": "metr',
+    "a list": b"[1]",
+    "no kind": b"{}",
+    "no time": b'{"kind": "status", "status": "FINISHED"}',
+    "a text for a time": b'{"time": "1", "kind": "status", "status": "FINISHED"}',
+    "brackets without end": b"[" * 100_000,
+}
+"""Lines of a file that a disk, or a hand, has spoilt."""
+UNTRACKED = TrackingConfig(
+    mlflow=MlflowConfig(enabled=False, uri=None, experiment="x", timeout_seconds=1),
+    tensorboard=TensorboardConfig(enabled=False, pictures=0, graph=False, histograms=False),
+)
+STATE = PipelineState(
+    identity=RunIdentity(
+        run_key="a" * 64, stage_keys={"train": "a" * 64, "evaluate": "b" * 64, "export": "c" * 64}
+    ),
+    params={},
+    tags={},
+)
 
 
 @pytest.fixture
@@ -29,6 +56,13 @@ def recording(journal: Journal) -> contextlib.closing[JournalWriter]:
 
 def lines(journal: Journal) -> list[dict]:
     return [{name: value for name, value in event.items() if name != "time"} for event in journal.events()]
+
+
+def spoil(journal: Journal, damage: bytes, *, number: int) -> None:
+    """Put a line that is no event among the others, as line `number`."""
+    content = journal.path.read_bytes().splitlines(keepends=True)
+    content.insert(number - 1, damage + b"\n")
+    journal.path.write_bytes(b"".join(content))
 
 
 def test_an_event_is_readable_by_others_as_soon_as_it_is_written(journal: Journal) -> None:
@@ -64,15 +98,60 @@ def test_a_resumed_stage_does_not_repeat_a_metric_of_a_step(journal: Journal) ->
     ]
 
 
-def test_a_torn_last_line_is_invisible_and_is_cut_off_at_the_next_start(journal: Journal) -> None:
+@pytest.mark.parametrize(
+    "torn", [b'{"time": 1, "kind": "metrics", "step": 1, "valu', *filter(None, DAMAGE.values())]
+)
+def test_a_torn_last_line_is_invisible_and_is_cut_off_at_the_next_start(
+    journal: Journal, torn: bytes
+) -> None:
     with recording(journal) as writer:
         writer.metrics({"train_loss": 2.0}, step=0)
     with journal.path.open("ab") as stream:
-        stream.write(b'{"time": 1, "kind": "metrics", "step": 1, "valu')
+        stream.write(torn)
     assert len(journal.events()) == 1
     with recording(journal) as writer:
         writer.metrics({"train_loss": 1.0}, step=1)
     assert [event["step"] for event in journal.events()] == [0, 1]
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_damaged_line_is_named_with_its_number_and_the_way_out(
+    journal: Journal, damage: bytes, number: int
+) -> None:
+    with recording(journal) as writer:
+        for step in range(2):
+            writer.metrics({"train_loss": 1.0}, step=step)
+    spoil(journal, damage, number=number)
+    with pytest.raises(DataIntegrityError) as caught:
+        journal.events()
+    line = one_line(str(caught.value))
+    assert line.startswith(f"{journal.path}: line {number} is not an event")
+    assert f"Move the folder {journal.folder} away" in line and "uv run cifarflow sync" in line
+
+
+# JournalWriter opens the file before it looks at what is in it; the process ends, and closes it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stage_with_a_damaged_record_is_refused_in_one_line_until_the_record_is_moved_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = Workspace.at(tmp_path, {})
+    record = journal_of(workspace, "train", "a" * 64)
+
+    def stage() -> None:
+        with open_tracker("train", STATE, tracking=UNTRACKED, workspace=workspace) as tracker:
+            tracker.metrics({"train_loss": 1.0}, step=0)
+
+    assert errors.run(stage) == 0
+    whole = lines(record)
+    spoil(record, DAMAGE["no UTF-8"], number=2)
+    spoilt = record.path.read_bytes()
+    assert errors.run(stage) == errors.CifarflowError.exit_code
+    assert one_line(capsys.readouterr().err).startswith(f"error: {record.path}: line 2 is not an event")
+    assert record.path.read_bytes() == spoilt, "whoever looks for what is left of it finds all of it"
+    record.folder.rename(tmp_path / "away")
+    assert errors.run(stage) == 0
+    assert lines(record) == whole
 
 
 def test_what_was_written_before_a_kill_9_is_there(journal: Journal) -> None:
@@ -156,16 +235,10 @@ def test_the_state_key_follows_every_stage_key_and_not_their_order() -> None:
 
 
 def test_a_record_has_a_writer_while_a_stage_is_open(tmp_path: Path) -> None:
-    config = TrackingConfig(
-        mlflow=MlflowConfig(enabled=False, uri=None, experiment="x", timeout_seconds=1),
-        tensorboard=TensorboardConfig(enabled=False, pictures=0, graph=False, histograms=False),
-    )
-    keys = {"train": "a" * 64, "evaluate": "b" * 64, "export": "c" * 64}
-    state = PipelineState(identity=RunIdentity(run_key="a" * 64, stage_keys=keys), params={}, tags={})
     workspace = Workspace.at(tmp_path, {})
     record = journal_of(workspace, "train", "a" * 64)
     assert not has_writer(record)
-    with open_tracker("train", state, tracking=config, workspace=workspace):
+    with open_tracker("train", STATE, tracking=UNTRACKED, workspace=workspace):
         assert has_writer(record) and not record.is_finished
     assert not has_writer(record) and record.is_finished
 
