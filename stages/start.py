@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 # 700 new ones, for a sixth of the seconds of a small train, evaluate or export; the memory stays the same.
 gc.set_threshold(100_000, 50, 100)
 
-from cifarflow import allocator, errors  # noqa: E402 - of the checkout named above
+from cifarflow import allocator, errors, stage  # noqa: E402 - of the checkout named above
 
+stage.end_with_dvc()
 errors.leave_quietly_until_run()
 allocator.keep_freed_memory()

@@ -15,7 +15,7 @@ from cifarflow.data.packed import read_dataset
 from cifarflow.errors import DataIntegrityError, TrackingError
 from cifarflow.provenance import compute_tags, pipeline_state
 from cifarflow.tracking.identity import PipelineState
-from cifarflow.tracking.journal import journal_of
+from cifarflow.tracking.journal import Journal, journal_of
 from cifarflow.tracking.tracker import Tracker, has_writer, open_tracker
 from cifarflow.workspace import Workspace
 
@@ -58,12 +58,19 @@ def restore_records(config: Config, workspace: Workspace) -> Restored:
     restored = []
     for stage, (metrics, report) in reports.items():
         journal = journal_of(workspace, stage, state.identity.stage_keys[stage])
-        known = journal.is_finished or has_writer(journal)
-        if not known and stage not in outdated and workspace.metrics(metrics).is_file():
+        if not _is_told(journal) and stage not in outdated and workspace.metrics(metrics).is_file():
             with open_tracker(stage, state, tracking=config.tracking, workspace=workspace) as tracker:
                 report(workspace, tracker)
             restored.append(stage)
     return Restored(stages=restored, state=None if outdated & set(REPORTING) else state)
+
+
+def _is_told(journal: Journal) -> bool:
+    """Whether a journal tells of its stage to the end, or will; a damaged one is nothing to write to."""
+    try:
+        return journal.is_finished or has_writer(journal)
+    except DataIntegrityError:  # `sync` names it
+        return True
 
 
 def current_state(config: Config, workspace: Workspace) -> PipelineState | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from cifarflow import errors, inputs
+from cifarflow import errors
 from cifarflow.workspace import Workspace
 
 LOOKS_EVERY_SECONDS = 0.5
@@ -20,7 +20,6 @@ MAIN_SPEAKS_FIRST_SECONDS = 3.0
 
 def run(name: str, main: Callable[[], None]) -> int:
     """Run a stage, and return its exit code. Of several processes, the main one looks at the inputs."""
-    end_with_dvc()
     outlive_readers()
     if os.environ.get("RANK", "0") != "0":
         return errors.run(lambda: _beside_the_main_one(main))
@@ -33,6 +32,8 @@ def is_dvcs() -> bool:
 
 
 def _with_the_same_inputs(name: str, main: Callable[[], None]) -> None:
+    from cifarflow import inputs  # here: `stages/start.py` imports this file before anything that takes time
+
     watched = inputs.unchanged(name, Workspace.here()) if is_dvcs() else contextlib.nullcontext()
     with watched:
         main()

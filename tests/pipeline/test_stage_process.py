@@ -205,7 +205,6 @@ def kill_the_stage_alone(checkout: Checkout) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
-@pytest.mark.xfail(strict=True, reason="the stage notes who started it after it has imported torch")
 def test_a_stage_whose_dvc_is_killed_while_it_imports_torch_ends_too(checkout: Checkout) -> None:
     set_up_a_training(checkout, epochs=1)
     with started(checkout, "dvc", "repro", "train") as process:

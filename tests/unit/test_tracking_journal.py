@@ -130,8 +130,6 @@ def test_a_damaged_line_is_named_with_its_number_and_the_way_out(
     assert f"Move the folder {journal.folder} away" in line and "uv run cifarflow sync" in line
 
 
-# JournalWriter opens the file before it looks at what is in it; the process ends, and closes it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stage_with_a_damaged_record_is_refused_in_one_line_until_the_record_is_moved_away(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,14 @@ from cifarflow.workspace import Workspace
 
 Event = dict[str, Any]
 KEY_LENGTH = 16
+FIELDS = {
+    "start": {"stage", "state_key", "run_key", "stage_keys", "params", "tags", "dataset"},
+    "metrics": {"step", "values"},
+    "artifact": {"folder", "file", "sha256"},
+    "onnx_model": {"image_size", "classes", "file", "sha256"},
+    "status": {"status"},
+}
+"""What an event of each kind holds, beside its time."""
 
 
 def journal_of(workspace: Workspace, stage: str, key: str) -> "Journal":
@@ -67,9 +75,9 @@ class Journal:
     def _event(self, line: bytes, *, number: int) -> Event:
         try:
             event = json.loads(line)
-            if isinstance(event["kind"], str) and isinstance(event["time"], int):
+            if isinstance(event["time"], int) and FIELDS[event["kind"]] <= event.keys():
                 return event
-        except (KeyError, RecursionError, TypeError, ValueError):
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             pass
         raise DataIntegrityError(
             f"{self.path}: line {number} is not an event: the file was damaged. Move the folder {self.folder} away and "
@@ -104,11 +112,11 @@ class JournalWriter:
         self.journal = journal
         journal.folder.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(journal.path)
-        self._stream = journal.path.open("ab")
         self._seen: set[tuple[str, int]] = set()
         self._files: dict[str, Event] = {}
         for event in journal.events():
             self._remember(event)
+        self._stream = journal.path.open("ab")
 
     @property
     def last_step(self) -> int | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from cifarflow.config.schema import MlflowConfig, TrackingConfig
 from cifarflow.errors import TrackingError, without_passwords
 from cifarflow.tracking.identity import EXPERIMENT_TAG, PipelineState
 from cifarflow.tracking.journal import Journal, JournalWriter, journal_of, journals_of
-from cifarflow.tracking.mlflow_tracker import MlflowTracker, is_server
+from cifarflow.tracking.mlflow_tracker import MlflowTracker, is_server, tracking_uri
 from cifarflow.tracking.sender import Sender
 from cifarflow.tracking.tensorboard import TensorboardView
 from cifarflow.workspace import Workspace
@@ -104,6 +105,8 @@ def _sole_writer(journal: Journal, *, stage: str) -> Iterator[None]:
 def _open(
     journal: Journal, stage: str, state: PipelineState, *, tracking: TrackingConfig, workspace: Workspace
 ) -> Iterator[Tracker]:
+    if tracking.mlflow.enabled:  # an address that cannot be is refused before a record is begun
+        tracking_uri(tracking.mlflow, workspace, os.environ)
     writer = JournalWriter(journal)
     tensorboard = _open_tensorboard(writer, tracking, workspace, state=state, stage=stage)
     writer.start(state, stage=stage)
