@@ -19,6 +19,7 @@ from cifarflow.data.progress import plain_lines
 BODY = gzip.compress(random.Random(0).randbytes(300_000), mtime=0)
 CHANGED = gzip.compress(random.Random(1).randbytes(300_000), mtime=0)
 QUICK = Patience(connect_seconds=1, stall_seconds=0.3, attempts=5)
+BRISK = Patience(connect_seconds=1, stall_seconds=5, slow_seconds=0.3, least_bytes_per_second=100_000)
 
 Answer = Callable[["Handler"], None]
 
@@ -108,6 +109,21 @@ def stall(handler: Handler) -> None:
     handler.wfile.write(BODY[:100_000])
     handler.wfile.flush()
     time.sleep(1)
+
+
+def dripping(body: bytes = BODY, *, at_once: int = 10, each: int = 500, seconds: float = 0.02) -> Answer:
+    """`at_once` bytes of what is asked for, and then `each` every so many seconds."""
+
+    def answer(handler: Handler) -> None:
+        first = int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        span = {"Content_Range": f"bytes {first}-{len(body) - 1}/{len(body)}"} if first else {}
+        handler.start(206 if first else 200, Content_Length=len(body) - first, ETag='"one"', **span)
+        handler.wfile.write(body[first : first + at_once])
+        for start in range(first + at_once, len(body), each):
+            time.sleep(seconds)
+            handler.wfile.write(body[start : start + each])
+
+    return answer
 
 
 def page(handler: Handler) -> None:
@@ -212,6 +228,18 @@ def test_promised_bytes_that_never_come_are_an_error(tmp_path: Path) -> None:
         get(url, tmp_path)
 
 
+def test_a_partial_answer_of_too_short_a_length_is_gone_on_from(tmp_path: Path) -> None:
+    def too_short(handler: Handler) -> None:
+        start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        span = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+        handler.start(206, Content_Range=span, Content_Length=5000, ETag='"one"')
+        handler.wfile.write(BODY[start:])
+
+    with serving(full(sent=1000), too_short, rest()) as (url, server):
+        assert get(url, tmp_path) == BODY
+    assert [asked.get("Range") for asked in server.requests] == [None, "bytes=1000-", "bytes=6000-"]
+
+
 def test_endless_cuts_end(tmp_path: Path) -> None:
     with serving(full(sent=0)) as (url, server), pytest.raises(AddressError, match="ended after 0 of"):
         get(url, tmp_path)
@@ -233,6 +261,48 @@ def test_silent_server_ends_soon(tmp_path: Path) -> None:
         pytest.raises(AddressError, match=r"no bytes for 0\.3 s"),
     ):
         get(url, tmp_path)
+
+
+def test_a_server_that_drips_is_given_up_and_what_came_is_kept(tmp_path: Path) -> None:
+    """It never stalls, so no time-out ends it."""
+    with serving(dripping(), rest()) as (url, server):
+        started = time.monotonic()
+        with pytest.raises(AddressError, match=r"^sent [\d,]+ bytes in 0 s, which would take for ever$"):
+            get(url, tmp_path, patience=BRISK)
+        assert 0.3 < time.monotonic() - started < 2
+        assert len(server.requests) == 1, "another attempt would be as slow"
+        size = PartFile.of(url, tmp_path).size()
+        assert 0 < size < 60_000
+        assert get(url, tmp_path, patience=BRISK) == BODY
+    assert server.requests[1]["Range"] == f"bytes={size}-"
+
+
+def test_what_came_before_does_not_make_a_dripping_server_quick(tmp_path: Path) -> None:
+    with serving(full(sent=200_000), dripping()) as (url, server):
+        started = time.monotonic()
+        with pytest.raises(AddressError, match="would take for ever"):
+            get(url, tmp_path, patience=BRISK)
+        assert time.monotonic() - started < 1.5
+    assert len(server.requests) == 2
+
+
+def test_a_server_that_is_slow_but_not_too_slow_is_waited_for(tmp_path: Path) -> None:
+    with serving(dripping(each=20_000, seconds=0.05)) as (url, server):
+        started = time.monotonic()
+        assert get(url, tmp_path, patience=BRISK) == BODY
+        assert time.monotonic() - started > 2 * BRISK.slow_seconds
+    assert len(server.requests) == 1
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the rate is that since the beginning: a quick one allows hours of drips"
+)
+def test_a_server_that_begins_to_drip_after_a_quick_start_is_given_up_as_soon(tmp_path: Path) -> None:
+    with serving(dripping(at_once=200_000)) as (url, _):
+        started = time.monotonic()
+        with pytest.raises(AddressError, match="would take for ever"):
+            get(url, tmp_path, patience=BRISK)
+        assert time.monotonic() - started < 4 * BRISK.slow_seconds
 
 
 def test_page_instead_of_an_archive_is_named(tmp_path: Path) -> None:

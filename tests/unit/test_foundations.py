@@ -1,6 +1,7 @@
 """Errors, files, registry, workspace: what everything else stands on."""
 
 import errno
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from cifarflow import errors, files
 from cifarflow.errors import ConfigError, DataIntegrityError, MissingInputError, UnknownNameError
 from cifarflow.registry import Registry
 from cifarflow.workspace import Workspace
+from tests.support.small import PROJECT
 
 
 def raising(error: BaseException) -> int:
@@ -100,6 +102,62 @@ def test_an_atomic_file_is_whole_or_not_there(tmp_path: Path) -> None:
         raise RuntimeError("killed")
     assert target.read_bytes() == b"old"
     assert [path.name for path in target.parent.iterdir()] == ["file.bin"]
+
+
+KILLED_WHILE_WRITING = """\
+import os, signal, sys
+from pathlib import Path
+from cifarflow import files
+with files.atomic_open(Path(sys.argv[1])) as stream:
+    stream.write(b"half of the ne")
+    stream.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("name", ["file.bin", "own[1].bin"])
+def test_what_a_killed_process_had_written_goes_with_the_next_write_and_nothing_else(
+    tmp_path: Path, name: str
+) -> None:
+    target = tmp_path / name
+    files.write_bytes(target, b"old")
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(target)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert target.read_bytes() == b"old"
+    (left,) = tmp_path.glob(".*.part")
+    assert left.read_bytes() == b"half of the ne"
+    others = {".other.bin.x.part", ".own1.bin.x.part", "file.bin.part", "cifar.part"}
+    for other in others:
+        (tmp_path / other).touch()
+    files.write_bytes(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert {path.name for path in tmp_path.iterdir()} == {name, *others}
+
+
+@pytest.mark.parametrize("blocked", ["plots", "plots/deep"])
+def test_a_file_where_a_folder_should_be_is_one_line(
+    tmp_path: Path, blocked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The system says of the one that it exists, and of what would lie in it that it is no folder."""
+    (tmp_path / "plots").touch()
+    assert errors.run(lambda: files.write_text(tmp_path / blocked / "history.csv", "")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: cannot write or read {tmp_path / blocked}")
+    assert "mend the path" in line
+
+
+@pytest.mark.parametrize("blocked", ["data/raw", "data/raw/shapes"])
+def test_a_stage_names_a_file_where_its_folder_should_be(tmp_path: Path, blocked: str) -> None:
+    recipe = (PROJECT / "recipes" / "shapes.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(recipe, encoding="utf-8")
+    (tmp_path / blocked).parent.mkdir(parents=True)
+    (tmp_path / blocked).touch()
+    command = [sys.executable, str(PROJECT / "stages" / "download.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line.startswith(f"error: cannot write or read {tmp_path / 'data' / 'raw'}")
 
 
 def test_json_bytes_depend_on_the_content_alone(tmp_path: Path) -> None:

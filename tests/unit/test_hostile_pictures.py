@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifarflow import cli
+from cifarflow import cli, files
+from cifarflow.config import read_yaml
 from cifarflow.data.preflight import check_pictures
 from cifarflow.data.progress import plain_lines
 from cifarflow.errors import DataIntegrityError
 from cifarflow.inference.pictures import MAX_GRAPH_SIDE, fit_for_graph, read_picture
-from tests.support.hostile import PROMISED_BYTES, black, cifarflow, one_line, png, png_chunk
+from tests.support.hostile import PROMISED_BYTES, black, cifarflow, one_line, png, png_chunk, run_python
+from tests.support.small import PROJECT
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 EMPTY_GIF = b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0)
@@ -168,18 +170,51 @@ LARGEST = {
     "avif": lambda: [plain("RGBA", 5400, "AVIF", speed=10, subsampling="4:4:4")],
     "jpeg 2000": lambda: [plain("RGBA", 5400, "JPEG2000")],
 }
+# What docs/reliability.md says that each takes (of avif it says too much), and what another machine may take more.
+DOCUMENTED_GIB = {"png": 0.75, "jpeg": 1.06, "tiff": 1.06, "webp": 0.75, "avif": 0.5, "jpeg 2000": 0.75}
+ROOM = 1.12
+FOLDER_GIB = 1.32  # measured: the stages keep the memory that they free
 
 
 @pytest.mark.parametrize("kind", LARGEST)
 def test_the_largest_pictures_take_less_than_promised(tmp_path: Path, colour_model: Path, kind: str) -> None:
-    """That of docs/reliability.md; they are answered one after the other by one process."""
+    """They are answered one after the other by one process."""
     pictures = LARGEST[kind]()
     for number, content in enumerate(pictures):
         (tmp_path / f"{number}.png").write_bytes(content)
     ended = cifarflow("predict", tmp_path, "--model", colour_model, folder=tmp_path)
     assert (ended.code, ended.err) == (0, "")
     assert len(ended.out.splitlines()) == len(pictures)
-    assert ended.peak_bytes < PROMISED_BYTES * 5 / 8
+    assert ended.peak_bytes < ROOM * DOCUMENTED_GIB[kind] * 2**30
+
+
+@pytest.mark.slow
+def test_a_folder_of_the_largest_pictures_takes_less_than_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the real stages `download`, which checks and packs them, and `prepare`, which reads and scales them.
+
+    Small ones lie among them: pictures that are all of one colour would be refused.
+    """
+    large = [content for make in LARGEST.values() for content in make()]
+    pictures = [*large, *(encoded(PHOTO.rotate(turn, expand=True), "PNG") for turn in (0, 90, 180, 270))]
+    for number, content in enumerate(pictures):
+        path = tmp_path / "data" / "images" / ("even" if number % 2 == 0 else "odd") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    recipe = read_yaml(PROJECT / "recipes" / "cifar94.yaml")
+    recipe["data"]["source"] = "folder"
+    recipe["data"]["validation_fraction"] = 0.4
+    files.write_json(tmp_path / "params.yaml", recipe)  # which is YAML too
+    monkeypatch.setenv(
+        "PYTHONPATH", str(PROJECT / "stages")
+    )  # where Python itself looks for what stages import
+    said = {"download": f"packed {len(pictures)} pictures of 2 classes", "prepare": "pictures in 2 classes"}
+    for stage, text in said.items():
+        ended = run_python(str(PROJECT / "stages" / f"{stage}.py"), folder=tmp_path)
+        assert (ended.code, ended.err.count("Traceback")) == (0, 0), ended.err
+        assert text in ended.out
+        assert ended.peak_bytes < ROOM * FOLDER_GIB * 2**30 < PROMISED_BYTES
 
 
 ORIENTED = Image.Exif()

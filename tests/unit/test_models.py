@@ -1,12 +1,18 @@
 """What every registered network can do, and what the course's network is made of."""
 
+import contextlib
 import hashlib
 import inspect
 import io
 import pickle
+import re
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +163,49 @@ def test_vgg16_fetches_its_weights_once_and_never_keeps_wrong_ones(
         network("vgg16", pretrained=True)
         served.unlink()
         assert network("vgg16", pretrained=True)(torch.empty(1, 3, 32, 32)).shape == (1, 10)
+
+
+SILENT = b""
+HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("answer", [SILENT, HALF], ids=["never answers", "stops in the middle"])
+def test_vgg16_does_not_wait_for_ever_for_its_weights(
+    imagenet_file: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    monkeypatch.setattr(vgg, "STALL_SECONDS", 0.5)
+    usual = socket.getdefaulttimeout()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/{imagenet_file.name}"
+        monkeypatch.setattr(vgg, "_weights_url", lambda: url)
+        with answering(server, answer):
+            began = time.monotonic()
+            with pytest.raises(DownloadError, match=re.escape(url) + r": .*timed out"):
+                network("vgg16", pretrained=True)
+            assert 0.4 < time.monotonic() - began < 3
+    assert list(imagenet_file.parent.iterdir()) == [], "no half of them is left"
+    assert socket.getdefaulttimeout() == usual
+
+
+@contextlib.contextmanager
+def answering(server: socket.socket, answer: bytes) -> Iterator[None]:
+    """Gives the first who connects `answer`, and says no more while the block lasts."""
+    over = threading.Event()
+
+    def answer_once() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(answer)
+            over.wait()
+
+    thread = threading.Thread(target=answer_once)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class OldTensor:

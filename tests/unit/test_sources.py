@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from cifarflow.data.progress import plain_lines
 from cifarflow.data.sources import SOURCES, FetchContext, ReadContext, cifar10, shapes
 from cifarflow.errors import DataIntegrityError, DownloadError, MissingInputError, UnknownNameError
 from cifarflow.workspace import Workspace
+from tests.unit.test_download import BRISK, Answer, dripping, full, rest, serving
 
 # Noise, so that an archive of it is 24 kB, and one file that is large and packs into next to nothing.
 SMALL = {name: random.Random(name).randbytes(3000) for name in cifar10.PUBLISHED}
 SMALL["test_batch"] = b"x" * 100_000
+HASTY = Patience(connect_seconds=1, stall_seconds=1)
 SHAPES = ShapesConfig(train_count=200, test_count=100, image_size=32, seed=0)
 
 
@@ -39,6 +41,7 @@ def context(
     urls: tuple[str, ...] = ("http://127.0.0.1:9/x",),
     archive: str = "",
     shapes: ShapesConfig = SHAPES,
+    patience: Patience = HASTY,
 ) -> FetchContext:
     return FetchContext(
         workspace=Workspace.at(root, {}),
@@ -46,7 +49,7 @@ def context(
         progress=plain_lines,
         cifar10=Cifar10Config(urls=urls),
         shapes=shapes,
-        patience=Patience(connect_seconds=1, stall_seconds=1),
+        patience=patience,
     )
 
 
@@ -123,6 +126,51 @@ def test_next_address_when_one_fails_and_nothing_is_left_over(
     (archive.parent / "other.tar.gz").write_bytes(archive.read_bytes()[:200])
     urls = tuple(f"{address}/{name}" for name in ("lost.tar.gz", "other.tar.gz", "cifar.tar.gz"))
     assert "cifar.tar.gz" in cifar10.fetch(context(tmp_path, urls=urls))
+    assert fetched(tmp_path) == SMALL
+    assert {path.name for path in (tmp_path / ".cifarflow/downloads").iterdir()} == {"lock", cifar10.ARCHIVE}
+
+
+WRONG: dict[str, tuple[Callable[[bytes], Answer], str]] = {
+    "length too short": (lambda body: full(body, length=len(body) // 2), "is not a whole tar.gz archive"),
+    "length too long": (lambda body: full(body, length=len(body) + 9), "the connection ended after"),
+    "drips": (lambda body: dripping(body), "which would take for ever"),
+    "drips what is no archive": (lambda body: dripping(b"\x1f\x8b" + bytes(20_000)), "would take for ever"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_an_address_that_gives_too_little_is_named_and_the_next_one_taken(
+    address: str, archive: Path, tmp_path: Path, kind: str
+) -> None:
+    content = archive.read_bytes()
+    answer, reason = WRONG[kind]
+    with serving(answer(content)) as (wrong, _):
+        with pytest.raises(DownloadError) as caught:
+            cifar10.fetch(context(tmp_path, urls=(wrong,), patience=BRISK))
+        assert f"{wrong}: " in str(caught.value) and reason in str(caught.value)
+        assert not (tmp_path / "data/raw/cifar-10-batches-py/test_batch").exists()
+        good = f"{address}/cifar.tar.gz"
+        assert good in cifar10.fetch(context(tmp_path, urls=(wrong, good), patience=BRISK))
+    assert fetched(tmp_path) == SMALL
+    assert (tmp_path / ".cifarflow/downloads" / cifar10.ARCHIVE).read_bytes() == content
+
+
+@pytest.mark.parametrize("is_other_file", [False, True])
+def test_what_a_dripping_address_gave_is_gone_on_from_or_thrown_away(
+    archive: Path, tmp_path: Path, is_other_file: bool
+) -> None:
+    """Under one mark there may be another file later: the published digests tell, and then all of it is asked anew."""
+    content = archive.read_bytes()
+    dripped = b"\x1f\x8b" + bytes(len(content)) if is_other_file else content
+    with serving(dripping(dripped), rest(content), full(content)) as (url, server):
+        where = context(tmp_path, urls=(url,), patience=BRISK)
+        for _ in range(2 if is_other_file else 1):
+            with pytest.raises(DownloadError):
+                cifar10.fetch(where)
+        cifar10.fetch(where)
+    assert [asked.get("Range", "")[:6] for asked in server.requests[1:]] == ["bytes=", ""][
+        : 1 + is_other_file
+    ]
     assert fetched(tmp_path) == SMALL
     assert {path.name for path in (tmp_path / ".cifarflow/downloads").iterdir()} == {"lock", cifar10.ARCHIVE}
 
