@@ -28,7 +28,7 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(
-        f".{glob.escape(path.name)}.*.part"
+        f".{glob.escape(path.name)}.????????.part"
     ):  # by a kill; nobody else writes to `path` now
         left.unlink(missing_ok=True)
     handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

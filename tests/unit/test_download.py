@@ -294,9 +294,6 @@ def test_a_server_that_is_slow_but_not_too_slow_is_waited_for(tmp_path: Path) ->
     assert len(server.requests) == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the rate is that since the beginning: a quick one allows hours of drips"
-)
 def test_a_server_that_begins_to_drip_after_a_quick_start_is_given_up_as_soon(tmp_path: Path) -> None:
     with serving(dripping(at_once=200_000)) as (url, _):
         started = time.monotonic()

@@ -313,9 +313,6 @@ print(state["step"], peak_bytes() - before)
 """
 
 
-@pytest.mark.xfail(
-    strict=True, reason="found on 26 November 2026 and not mended: a traceback, and memory without end"
-)
 @pytest.mark.parametrize("kind", FORGED)
 def test_a_checkpoint_that_was_forged_by_hand_is_passed_over_and_takes_little(
     tmp_path: Path, kind: str

@@ -163,13 +163,12 @@ def _append(response: requests.Response, part: PartFile, *, progress: Progress, 
                 stream.write(chunk)
                 advance(len(chunk))
                 seconds = time.monotonic() - started
-                if (
-                    seconds > patience.slow_seconds
-                    and size - before < seconds * patience.least_bytes_per_second
-                ):
-                    raise AddressError(
-                        f"sent {size - before:,} bytes in {seconds:.0f} s, which would take for ever"
-                    )
+                if seconds > patience.slow_seconds:
+                    if size - before < seconds * patience.least_bytes_per_second:
+                        raise AddressError(
+                            f"sent {size - before:,} bytes in {seconds:.0f} s, which would take for ever"
+                        )
+                    started, before = time.monotonic(), size
     except urllib3.exceptions.ProtocolError:
         whole = False
     if not whole or size == 0 or (total is not None and size != total):

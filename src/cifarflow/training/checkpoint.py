@@ -8,7 +8,9 @@ so another folder: an old state is never resumed.
 import hashlib
 import io
 import logging
+import pickletools
 import time
+import zipfile
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 KEPT = 2
 FORMAT = 1
+CALLED = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")
+"""What the pickle of a state of tensors and plain values calls, beside the types of storages."""
 
 
 @dataclass(slots=True)
@@ -55,7 +59,7 @@ class Checkpoints:
         """The newest state that is whole and has `keys`, or None; any other file is passed over with a warning."""
         for path in self._newest_first():
             state = _read(path)
-            if isinstance(state, dict) and state.get("format") == FORMAT and keys <= set(state):
+            if isinstance(state, dict) and _is_of_this_format(state) and keys <= set(state):
                 return state
             logger.warning("checkpoint %s is damaged; the one before it is used", path)
         return None
@@ -68,6 +72,13 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*-*.pt"), reverse=True)
 
 
+def _is_of_this_format(state: dict[str, Any]) -> bool:
+    found = state.get("format")
+    return (
+        type(found) is int and found == FORMAT
+    )  # a forged one may hold a tensor, which is neither equal nor not
+
+
 def _read(path: Path) -> Any:
     """What a checkpoint holds, or None when its bytes are not those that were written or hold more than data."""
     if not path.is_file():
@@ -76,6 +87,27 @@ def _read(path: Path) -> Any:
     if hashlib.sha256(content).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
         return None
     try:
+        _check_plain(content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:  # a forged one: torch refuses code and nonsense, in a dozen different ways
         return None
+
+
+def _check_plain(content: bytes) -> None:
+    """Raises ValueError for a file that would take more memory than its own bytes, which `weights_only` allows.
+
+    That is one whose entries are compressed, or whose pickle calls more than what makes tensors of its bytes.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > len(content):
+            raise ValueError("it unpacks into more than it is")
+        (pickled,) = (archive.read(entry) for entry in entries if entry.filename.endswith("/data.pkl"))
+    for operation, name, _ in pickletools.genops(pickled):
+        if operation.name in ("GLOBAL", "STACK_GLOBAL") and not _makes_a_tensor(str(name)):
+            raise ValueError(f"it calls {name}")
+
+
+def _makes_a_tensor(name: str) -> bool:
+    """`name` is `module name`, as pickle's protocol 2 has it, in which torch.save writes."""
+    return name in CALLED or (name.startswith("torch ") and name.endswith("Storage"))

@@ -13,7 +13,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cifarflow.data.archive import Published, check_content, extract_verified
-from cifarflow.data.downloading import AddressError, download, is_url
+from cifarflow.data.downloading import AddressError, PartFile, download, is_url
 from cifarflow.data.raw import RawDataset
 from cifarflow.data.sources.source import FetchContext, ReadContext
 from cifarflow.errors import (
@@ -154,6 +154,8 @@ def _from_first(archive: str, *, context: FetchContext, folder: Path) -> str:
     for url in (archive,) if archive else context.cifar10.urls:
         try:
             _from_url(url, context=context, folder=folder)
+            for other in context.cifar10.urls:  # what came from one that failed is of no use any more
+                PartFile.of(other, context.workspace.downloads).discard()
             return without_secrets(url)
         except (AddressError, DataIntegrityError) as error:
             reasons.append(printable(f"{without_secrets(url)}: {error}"))
