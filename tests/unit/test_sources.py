@@ -152,7 +152,11 @@ def test_an_address_that_gives_too_little_is_named_and_the_next_one_taken(
         good = f"{address}/cifar.tar.gz"
         assert good in cifar10.fetch(context(tmp_path, urls=(wrong, good), patience=BRISK))
     assert fetched(tmp_path) == SMALL
-    assert (tmp_path / ".cifarflow/downloads" / cifar10.ARCHIVE).read_bytes() == content
+    downloads = tmp_path / ".cifarflow/downloads"
+    assert (downloads / cifar10.ARCHIVE).read_bytes() == content
+    assert {path.name for path in downloads.iterdir()} == {"lock", cifar10.ARCHIVE}, (
+        "nothing of the wrong one"
+    )
 
 
 @pytest.mark.parametrize("is_other_file", [False, True])
