@@ -18,6 +18,7 @@ from cifarflow.tracking.identity import DatasetRecord, PipelineState, RunIdentit
 from cifarflow.tracking.journal import Journal, JournalWriter, all_journals, journal_of, journals_of
 from cifarflow.tracking.tracker import has_writer, open_tracker
 from cifarflow.workspace import Workspace
+from tests.support.disks import ALONE, needs_mounts
 from tests.support.hostile import one_line
 
 DAMAGE = {
@@ -247,3 +248,33 @@ def test_a_record_is_finished_when_its_stage_came_to_its_end(journal: Journal) -
         with recording(journal) as writer:
             writer.status(status)
         assert journal.is_finished == finished
+
+
+ON_A_FULL_DISK = """\
+import subprocess, sys
+from pathlib import Path
+from cifarflow import errors
+from cifarflow.tracking.journal import Journal, JournalWriter
+
+disk = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "none", str(disk)], check=True)
+
+def main():
+    writer = JournalWriter(Journal(disk / "journal"))
+    try:
+        for step in range(1000):
+            writer.metrics({"loss": 1.0}, step=step)
+    finally:
+        writer.close()
+
+sys.exit(errors.run(main))
+"""
+
+
+@needs_mounts
+def test_a_full_disk_is_told_of_with_the_journals_name_though_closing_it_fails_too(tmp_path: Path) -> None:
+    command = [*ALONE, sys.executable, "-c", ON_A_FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert f"cannot write or read {tmp_path}/journal/events.jsonl: No space left on device" in line

@@ -151,7 +151,8 @@ class JournalWriter:
         self._append({"kind": "status", "status": status})
 
     def close(self) -> None:
-        self._stream.close()
+        with naming(self.journal.path):  # it writes once more what a full disk did not take
+            self._stream.close()
 
     def _append_file(self, event: Event, path: Path, *, folder: str) -> None:
         event = {**event, "file": (Path(folder) / path.name).as_posix(), "sha256": sha256_of_file(path)}
