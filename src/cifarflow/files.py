@@ -27,9 +27,8 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     The bytes are on disk (fsync) before the name is: a kill leaves the old file or the new one, never half of one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(
-        f".{glob.escape(path.name)}.????????.part"
-    ):  # by a kill; nobody else writes to `path` now
+    # What a kill left of an earlier write: nobody else writes to `path` now.
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
         left.unlink(missing_ok=True)
     handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     temporary = Path(temporary_name)

@@ -45,9 +45,8 @@ def _beside_the_main_one(main: Callable[[], None]) -> int:
         try:
             main()
         except errors.CifarflowError:
-            time.sleep(
-                MAIN_SPEAKS_FIRST_SECONDS
-            )  # then the launcher has ended this one, if it was not the only one
+            # Then the launcher has ended this one, if it was not the only one.
+            time.sleep(MAIN_SPEAKS_FIRST_SECONDS)
             raise
     except KeyboardInterrupt:
         return errors.INTERRUPTED

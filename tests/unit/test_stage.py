@@ -118,15 +118,18 @@ def test_what_changed_under_a_stage_is_named(
 )
 def test_what_dvc_does_not_record_may_change(workspace: Workspace, change: Callable[[Path], object]) -> None:
     """A comment, keys and files of other stages, line ends, times of code."""
-    with inputs.unchanged("train", workspace):
+    code = inputs.code_digest(workspace, "train")
+    with inputs.unchanged("train", workspace):  # which raises otherwise
         change(workspace.root)
+    assert inputs.code_digest(workspace, "train") == code
 
 
 def test_an_input_that_was_never_there_has_not_changed(workspace: Workspace) -> None:
     """The stage names it itself."""
     (workspace.root / "data/prepared/dataset.json").unlink()
-    with inputs.unchanged("train", workspace):
-        pass
+    with inputs.unchanged("train", workspace):  # which raises otherwise
+        missing = not (workspace.root / "data/prepared/dataset.json").exists()
+    assert missing
 
 
 def test_of_many_changes_the_first_are_named_and_the_rest_counted(workspace: Workspace) -> None:
