@@ -6,7 +6,6 @@ TensorBoard. A second DVC beside it is refused.
 Another training is killed after its end and before DVC's record of it.
 """
 
-import contextlib
 import os
 import random
 import re
@@ -16,15 +15,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from cifarflow.tracking.tensorboard import chart_of
 from cifarflow.training.report import HISTORY_COLUMNS
-from tests.support.pipeline import Checkout, make_checkout, tensorboard_of
-from tests.support.store import Store
+from tests.support.pipeline import Checkout, tensorboard_of
+from tests.support.store import Store, wait_for
+from tests.support.trainings import kill, last_step, make_short_steps, started, wait_until_trained_beyond
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,16 +39,10 @@ RESUMED = re.compile(r"going on from step (\d+) of \d+ ")
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Prepared, and with a train of 400 short steps and many checkpoints; MLflow and TensorBoard are on."""
-    checkout = make_checkout(tmp_path_factory.mktemp("experiments") / "checkout")
-    checkout.run("cifarflow", "recipe", "shapes")
-    checkout.set_params(
+    checkout = make_short_steps(
+        tmp_path_factory.mktemp("experiments") / "checkout",
         train__epochs=str(EPOCHS),
-        train__batch_size="10",
-        train__micro_batch_size="10",
-        train__threads="1",  # two wait for each other on a busy machine
         checkpoint__interval_seconds=str(CHECKPOINT_SECONDS),
-        data__shapes__train_count="110",
-        data__shapes__test_count="100",
     )
     checkout.dvc("repro", "prepare")
     checkout.commit("prepared")
@@ -72,42 +64,7 @@ def undisturbed(checkout: Checkout) -> bytes:
     return copy.workspace.model_weights.read_bytes()
 
 
-@contextlib.contextmanager
-def started(checkout: Checkout, *command: str, log: Path) -> "Iterator[subprocess.Popen[bytes]]":
-    """A DVC command under way; it and what it started are killed at the end of the block."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            ["dvc", *command],
-            cwd=checkout.root,
-            env=checkout.environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def last_step(checkout: Checkout) -> int:
-    """Of the newest checkpoint; 0 without one."""
-    names = (path.name for path in checkout.workspace.all_checkpoints.glob("*/step-*.pt"))
-    return max((int(name.split("-")[1]) for name in names), default=0)
-
-
-def wait_until_trained_beyond(
-    step: int, checkout: Checkout, process: "subprocess.Popen[bytes]", log: Path
-) -> None:
-    until = time.monotonic() + 120
-    while last_step(checkout) <= step:
-        assert process.poll() is None and time.monotonic() < until, log.read_text()
-        time.sleep(0.01)
-
-
-def check_that_a_second_is_refused(checkout: Checkout, first: "subprocess.Popen[bytes]") -> None:
+def check_that_a_second_is_refused(checkout: Checkout, first: "subprocess.Popen[str]") -> None:
     os.killpg(first.pid, signal.SIGSTOP)  # so that it is at work for as long as the second needs
     second = checkout.dvc("repro", "train", expect=None)
     os.killpg(first.pid, signal.SIGCONT)
@@ -117,24 +74,26 @@ def check_that_a_second_is_refused(checkout: Checkout, first: "subprocess.Popen[
 
 
 def test_a_killed_experiment_goes_on_anywhere_and_ends_with_the_same_bytes(
-    checkout: Checkout, undisturbed: bytes, tmp_path: Path
+    checkout: Checkout, undisturbed: bytes
 ) -> None:
-    log = tmp_path / "log.txt"
     killed_at = 0
     for command in (("exp", "run", "train"), ("exp", "run", "--temp", "train")):
-        with started(checkout, *command, log=log) as process:
-            wait_until_trained_beyond(killed_at, checkout, process, log)
+        with started(checkout, "dvc", *command) as process:
+            wait_until_trained_beyond(killed_at, checkout, process)
             time.sleep(random.uniform(0, LONGEST_DELAY_SECONDS))
-        assert (RESUMED.search(log.read_text()) is not None) == (killed_at > 0), log.read_text()
+            kill(process)
+            said, _ = process.communicate()
+        assert (RESUMED.search(said) is not None) == (killed_at > 0), said
         killed_at = last_step(checkout)
-    with started(checkout, "exp", "run", "train", log=log) as process:
-        wait_until_trained_beyond(killed_at, checkout, process, log)
+    with started(checkout, "dvc", "exp", "run", "train") as process:
+        wait_until_trained_beyond(killed_at, checkout, process)
         check_that_a_second_is_refused(checkout, process)
-        assert process.wait(120) == 0, log.read_text()
-    resumed = RESUMED.search(log.read_text())
-    assert resumed is not None and int(resumed[1]) == killed_at, log.read_text()
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    resumed = RESUMED.search(said)
+    assert resumed is not None and int(resumed[1]) == killed_at, said
     assert checkout.workspace.model_weights.read_bytes() == undisturbed
-    assert "Traceback" not in log.read_text()
+    assert "Traceback" not in said
     check_that_every_number_is_there_once(checkout)
     assert checkout.dvc("repro", "train").kept == ["download", "prepare", "train"]
 
@@ -155,10 +114,9 @@ def check_that_every_number_is_there_once(checkout: Checkout) -> None:
 
 
 def test_a_kill_between_the_last_step_and_the_record_of_dvc_costs_no_training(
-    checkout: Checkout, tmp_path: Path
+    checkout: Checkout,
 ) -> None:
     """A server that never answers holds the end of train up, as a locked database does."""
-    log = tmp_path / "log.txt"
     shutil.rmtree(checkout.workspace.all_checkpoints, ignore_errors=True)  # of the trainings above
     checkout.workspace.metrics("train").unlink()
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -167,11 +125,9 @@ def test_a_kill_between_the_last_step_and_the_record_of_dvc_costs_no_training(
             tracking__mlflow__uri=f"http://127.0.0.1:{silent.getsockname()[1]}",
             tracking__mlflow__timeout_seconds="60",
         )
-        with started(checkout, "repro", "train", log=log) as process:
-            until = time.monotonic() + 60
-            while not checkout.workspace.metrics("train").exists():
-                assert process.poll() is None and time.monotonic() < until, log.read_text()
-                time.sleep(0.01)
+        with started(checkout, "dvc", "repro", "train") as process:
+            wait_for(checkout.workspace.metrics("train").exists)
+            assert process.poll() is None, process.communicate()[0]
     steps = last_step(checkout)
     checkout.set_params(tracking__mlflow__enabled="false")
     outcome = checkout.dvc("repro", "train")

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from tests.support.pipeline import Checkout, make_checkout
+from tests.support.pipeline import Checkout
+from tests.support.trainings import make_short_steps
 
 pytestmark = pytest.mark.slow
 
@@ -16,18 +17,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Prepared, and trained until a kill: a checkpoint after each step, and more epochs than anybody waits for."""
-    checkout = make_checkout(tmp_path_factory.mktemp("states") / "checkout")
-    checkout.run("cifarflow", "recipe", "shapes")
-    checkout.set_params(
+    checkout = make_short_steps(
+        tmp_path_factory.mktemp("states") / "checkout",
         train__epochs="500",
-        train__batch_size="10",
-        train__micro_batch_size="10",
-        train__threads="1",
         checkpoint__interval_seconds="0.0001",
         tracking__tensorboard__enabled="false",
         tracking__mlflow__enabled="false",
-        data__shapes__train_count="110",
-        data__shapes__test_count="100",
     )
     prepare(checkout)
     (checkout.root / "models").mkdir()

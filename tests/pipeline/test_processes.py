@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.pipeline import Checkout, history, make_checkout
+from tests.support.trainings import started
 
 pytestmark = [
     pytest.mark.slow,
@@ -93,18 +94,6 @@ def interrupt_after_an_epoch(checkout: Checkout) -> None:
     steps = re.findall(r"stopped after step (\d+)", rest)
     assert steps and len(set(steps)) == 1, first + rest
     assert "Traceback" not in rest
-
-
-def started(checkout: Checkout, *command: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command,
-        cwd=checkout.root,
-        env=checkout.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def test_too_many_processes_are_refused_with_both_numbers(checkout: Checkout) -> None:

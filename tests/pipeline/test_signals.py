@@ -37,13 +37,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 def start_training(checkout: Checkout) -> "subprocess.Popen[str]":
-    # Other tests of this session set MLflow's own time-out, which would win over the one in params.yaml.
-    inherited = checkout.environment.items()
-    environment = {name: value for name, value in inherited if not name.startswith("MLFLOW_HTTP_")}
     return subprocess.Popen(
         [sys.executable, "-u", "stages/train.py"],
         cwd=checkout.root,
-        env=environment,
+        env=checkout.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,42 +10,43 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from cifarflow.config import read_yaml
-from tests.support.pipeline import Checkout, make_checkout
+from tests.support.pipeline import Checkout
 from tests.support.store import wait_for
+from tests.support.trainings import (
+    STEPS_PER_EPOCH,
+    last_step,
+    make_short_steps,
+    stage_under,
+    started,
+    wait_until_trained_beyond,
+)
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send"),
 ]
-STEPS_PER_EPOCH = 10
 STEP_BY_STEP = "0.0001"  # seconds between two checkpoints: one after each step
-# A stage looks every half second whether DVC is still there. So long a training is not over by then, twice.
-MANY_EPOCHS = 40
+# A stage looks every half second whether DVC is still there. So long a training is not over by then, five times.
+MANY_EPOCHS = 60
+# One of these stays as the parent of the stage, another becomes it: Debian's /bin/sh and bash.
+SHELLS = tuple(shell for shell in ("/bin/sh", "/bin/bash") if Path(shell).exists())
 SECONDS_TO_END = 10
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """Prepared, with short steps on one thread: two would wait for each other on a busy machine."""
-    checkout = make_checkout(tmp_path_factory.mktemp("stage") / "checkout")
-    checkout.run("cifarflow", "recipe", "shapes")
-    checkout.set_params(
-        train__batch_size="10",
-        train__micro_batch_size="10",
-        train__threads="1",
+    """Prepared."""
+    checkout = make_short_steps(
+        tmp_path_factory.mktemp("stage") / "checkout",
         tracking__tensorboard__enabled="false",
         tracking__mlflow__enabled="false",
-        data__shapes__train_count="110",
-        data__shapes__test_count="100",
     )
     checkout.dvc("repro", "prepare")
     return checkout
@@ -56,41 +57,6 @@ def set_up_a_training(checkout: Checkout, *, epochs: int) -> None:
     checkout.set_params(train__epochs=str(epochs), checkpoint__interval_seconds=STEP_BY_STEP)
     shutil.rmtree(checkout.workspace.all_checkpoints, ignore_errors=True)
     (checkout.root / "models").mkdir(exist_ok=True)
-
-
-@contextlib.contextmanager
-def started(
-    checkout: Checkout, *command: str, errors: int = subprocess.STDOUT
-) -> "Iterator[subprocess.Popen[str]]":
-    """A command under way; it and what it started are killed at the end of the block."""
-    with subprocess.Popen(
-        command,
-        cwd=checkout.root,
-        env=checkout.environment,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def last_step(checkout: Checkout) -> int:
-    """Of the newest checkpoint; 0 without one."""
-    names = (path.name for path in checkout.workspace.all_checkpoints.glob("*/step-*.pt"))
-    return max((int(name.split("-")[1]) for name in names), default=0)
-
-
-def wait_until_trained_beyond(step: int, checkout: Checkout, process: "subprocess.Popen[str]") -> None:
-    until = time.monotonic() + 120
-    while last_step(checkout) <= step:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until, "no checkpoint came"
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -163,7 +129,8 @@ def test_when_dvc_or_the_stage_is_ended_alone_the_training_goes_on_and_ends_with
     set_up_a_training(checkout, epochs=MANY_EPOCHS)
     stages = recorded(checkout)
     for number in (signal.SIGKILL, signal.SIGTERM):
-        end_dvc_alone(number, checkout)
+        for shell in SHELLS:
+            end_dvc_alone(number, checkout, shell)
     kill_the_stage_alone(checkout)
     assert recorded(checkout) == stages
     killed_at = last_step(checkout)
@@ -174,10 +141,10 @@ def test_when_dvc_or_the_stage_is_ended_alone_the_training_goes_on_and_ends_with
     assert checkout.workspace.model_weights.read_bytes() == weights_of_an_undisturbed_training(checkout)
 
 
-def end_dvc_alone(number: signal.Signals, checkout: Checkout) -> None:
+def end_dvc_alone(number: signal.Signals, checkout: Checkout, shell: str) -> None:
     """The stage saves and ends by itself: at the end of what is said no process is left that could say more."""
     gone_before = last_step(checkout)
-    with started(checkout, "dvc", "repro", "train") as process:
+    with started(checkout, "dvc", "repro", "train", shell=shell) as process:
         wait_until_trained_beyond(gone_before, checkout, process)
         process.send_signal(number)
         said, _ = process.communicate(timeout=SECONDS_TO_END)
@@ -195,7 +162,8 @@ def kill_the_stage_alone(checkout: Checkout) -> None:
     gone_before = last_step(checkout)
     with started(checkout, "dvc", "repro", "train") as process:
         wait_until_trained_beyond(gone_before, checkout, process)
-        (stage,) = psutil.Process(process.pid).children()
+        stage = stage_under(process)
+        assert stage is not None
         stage.kill()
         said, _ = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode not in (0, None), said
@@ -205,9 +173,10 @@ def kill_the_stage_alone(checkout: Checkout) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
-def test_a_stage_whose_dvc_is_killed_while_it_imports_torch_ends_too(checkout: Checkout) -> None:
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_stage_whose_dvc_is_killed_while_it_imports_torch_ends_too(checkout: Checkout, shell: str) -> None:
     set_up_a_training(checkout, epochs=1)
-    with started(checkout, "dvc", "repro", "train") as process:
+    with started(checkout, "dvc", "repro", "train", shell=shell) as process:
         wait_for(lambda: is_importing_torch(process))
         process.kill()
         said, _ = process.communicate(timeout=60)
@@ -215,9 +184,9 @@ def test_a_stage_whose_dvc_is_killed_while_it_imports_torch_ends_too(checkout: C
 
 
 def is_importing_torch(dvc: "subprocess.Popen[str]") -> bool:
+    stage = stage_under(dvc)
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        stages = psutil.Process(dvc.pid).children()
-        return any("libtorch" in Path(f"/proc/{stage.pid}/maps").read_text() for stage in stages)
+        return stage is not None and "libtorch" in Path(f"/proc/{stage.pid}/maps").read_text()
     return False
 
 

@@ -59,9 +59,10 @@ class Checkout:
 
     @property
     def environment(self) -> dict[str, str]:
-        """That of `uv run` in the checkout."""
+        """That of `uv run` in the checkout; without what this process set for its own talk with MLflow."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_HTTP_")}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        return {**os.environ, "PATH": path, "PYTHONPATH": str(self.root / "src")}
+        return {**inherited, "PATH": path, "PYTHONPATH": str(self.root / "src")}
 
     def run(self, *command: str, expect: int | None = 0, **environ: str) -> Outcome:
         """Run a command as `uv run` would; fails unless it exits with `expect` (None: any code)."""
