@@ -5,9 +5,10 @@ all they can take from training, and more than they do where a core is free.
 """
 
 import contextlib
-import importlib
 import io
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ from cifarflow.workspace import Workspace
 STEP_CALLS = 2_000
 QUIET_SECONDS, QUIET_SHARE, LONGEST_WAIT_SECONDS = 0.4, 0.03, 60.0
 BAR_SECONDS = 4.0
+IMPORT = """
+import time
+import benchmarks.overhead_costs
+start = time.process_time()
+import mlflow
+print(time.process_time() - start)
+"""
 
 
 class Terminal(io.StringIO):
@@ -116,10 +124,15 @@ def recorder_for(tracker: Tracker, config: Config, folder: Path) -> Recorder:
     return Recorder(tracker=tracker, views=config.tracking.tensorboard, history=folder / "history.csv")
 
 
-def import_cost(config: Config) -> float:
-    """Of mlflow, which a training imports beside its first steps; torch is there already."""
+def import_costs(config: Config, *, rounds: int) -> list[float]:
+    """Processor seconds of the import of mlflow, each in a new process; torch is there already.
+
+    A training imports it in a thread beside its first steps: what a disk takes for it is not taken from training.
+    """
     prepare_environment(config.tracking.mlflow)
-    return cost_of(lambda: importlib.import_module("mlflow"))
+    command = [sys.executable, "-c", IMPORT]
+    outputs = [subprocess.check_output(command, cwd=PROJECT, text=True) for _ in range(rounds)]
+    return [float(output) for output in outputs]
 
 
 def run_cost(config: Config, folder: Path, fit: Fit, *, name: str) -> float:

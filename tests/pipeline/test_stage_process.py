@@ -35,7 +35,7 @@ pytestmark = [
 STEP_BY_STEP = "0.0001"  # seconds between two checkpoints: one after each step
 # A stage looks every half second whether DVC is still there. So long a training is not over by then, five times.
 MANY_EPOCHS = 60
-# One of these stays as the parent of the stage, another becomes it: Debian's /bin/sh and bash.
+# DVC runs stages by the shell that $SHELL names. Debian's /bin/sh stays as the parent of the stage, bash becomes it.
 SHELLS = tuple(shell for shell in ("/bin/sh", "/bin/bash") if Path(shell).exists())
 SECONDS_TO_END = 10
 
@@ -144,7 +144,7 @@ def test_when_dvc_or_the_stage_is_ended_alone_the_training_goes_on_and_ends_with
 def end_dvc_alone(number: signal.Signals, checkout: Checkout, shell: str) -> None:
     """The stage saves and ends by itself: at the end of what is said no process is left that could say more."""
     gone_before = last_step(checkout)
-    with started(checkout, "dvc", "repro", "train", shell=shell) as process:
+    with started(checkout, "dvc", "repro", "train", SHELL=shell) as process:
         wait_until_trained_beyond(gone_before, checkout, process)
         process.send_signal(number)
         said, _ = process.communicate(timeout=SECONDS_TO_END)
@@ -176,7 +176,7 @@ def kill_the_stage_alone(checkout: Checkout) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_stage_whose_dvc_is_killed_while_it_imports_torch_ends_too(checkout: Checkout, shell: str) -> None:
     set_up_a_training(checkout, epochs=1)
-    with started(checkout, "dvc", "repro", "train", shell=shell) as process:
+    with started(checkout, "dvc", "repro", "train", SHELL=shell) as process:
         wait_for(lambda: is_importing_torch(process))
         process.kill()
         said, _ = process.communicate(timeout=60)

@@ -32,14 +32,13 @@ def make_short_steps(root: Path, **changes: str) -> Checkout:
 
 @contextlib.contextmanager
 def started(
-    checkout: Checkout, *command: str, errors: int = subprocess.STDOUT, shell: str | None = None
+    checkout: Checkout, *command: str, errors: int = subprocess.STDOUT, **environ: str
 ) -> "Iterator[subprocess.Popen[str]]":
-    """A command under way; it and what it started are killed at the end of the block. `shell` is that of DVC."""
-    environment = checkout.environment if shell is None else {**checkout.environment, "SHELL": shell}
+    """A command under way; it and what it started are killed at the end of the block."""
     with subprocess.Popen(
         command,
         cwd=checkout.root,
-        env=environment,
+        env={**checkout.environment, **environ},
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
