@@ -34,7 +34,7 @@ pytestmark = [
 ]
 STEP_BY_STEP = "0.0001"  # seconds between two checkpoints: one after each step
 # A stage looks every half second whether DVC is still there. So long a training is not over by then, five times.
-MANY_EPOCHS = 60
+MANY_EPOCHS = 100
 # DVC runs stages by the shell that $SHELL names. Debian's /bin/sh stays as the parent of the stage, bash becomes it.
 SHELLS = tuple(shell for shell in ("/bin/sh", "/bin/bash") if Path(shell).exists())
 SECONDS_TO_END = 10
