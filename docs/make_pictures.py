@@ -18,7 +18,8 @@ from playwright.sync_api import Page, sync_playwright
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 PROJECT = PICTURES.parents[1]
-CHARTS = "^(train|validation)_"  # the curves of training; with the numbers of all stages it would be 65 charts
+# The curves of training; with the numbers of all stages it would be 65 charts.
+CHARTS = "^(train|validation)_"
 
 
 def main() -> None:
