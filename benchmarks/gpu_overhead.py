@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.command import add_keep, new_parser, positive, tell
 from benchmarks.gpu_training import recipe_on_gpu, restarted, seconds_to_end, wait_for
-from benchmarks.overhead_costs import Terminal, import_costs, recorder_for, tracked, with_own_store
+from benchmarks.overhead_costs import Terminal, import_cost, recorder_for, tracked, with_own_store
 from benchmarks.pairs import alternate, ratios
 from benchmarks.random_task import new_fit, random_task
 from benchmarks.result import Result, Spread
@@ -40,7 +40,6 @@ from cifarflow.training.fit import Fit
 
 GOAL = 1.03
 ON, OFF = "on", "off"
-IMPORTS = 3
 
 
 @dataclass(kw_only=True, slots=True)
@@ -120,7 +119,7 @@ def measure(config: Config, folder: Path, *, rounds: int, count: int | None = No
     """Train by `config` in turns, with all that is written under `folder`; `count` is that of `random_task`."""
     config = with_own_store(config, folder)
     fit = new_fit(random_task(config, count=count), config)
-    imported = Spread.of(import_costs(config, rounds=IMPORTS)).median
+    imported = import_cost(config)
     trainings = Trainings(config=config, fit=fit, folder=folder)
     for turn in (trainings.off, trainings.on):
         turn()  # in which steps are recorded or compiled, and MLflow's store is set up

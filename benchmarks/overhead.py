@@ -26,7 +26,7 @@ from benchmarks.overhead_costs import (
     Costs,
     Terminal,
     epoch_costs,
-    import_costs,
+    import_cost,
     recorder_for,
     run_cost,
     save_costs,
@@ -120,7 +120,7 @@ def measure_all(config: Config, folder: Path, *, steps: int, rounds: int) -> Fou
     """Turns of epochs of `steps` steps, then each cost by itself, in one process and one store."""
     task = hard_task(config, steps=steps)
     few = min(rounds, RUN_ROUNDS)
-    imported = Spread.of(import_costs(config, rounds=few)).median
+    imported = import_cost(config)
     off = Side(fit=fit_for(task, config, NoCheckpoints()), stream=io.StringIO())
     first_run = run_cost(config, folder, off.fit, name="first")
     runs = [run_cost(config, folder, off.fit, name=f"run-{number}") for number in range(few)]

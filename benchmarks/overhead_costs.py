@@ -33,6 +33,7 @@ from cifarflow.workspace import Workspace
 STEP_CALLS = 2_000
 QUIET_SECONDS, QUIET_SHARE, LONGEST_WAIT_SECONDS = 0.4, 0.03, 60.0
 BAR_SECONDS = 4.0
+IMPORTS = 3
 IMPORT = """
 import time
 import benchmarks.overhead_costs
@@ -124,15 +125,16 @@ def recorder_for(tracker: Tracker, config: Config, folder: Path) -> Recorder:
     return Recorder(tracker=tracker, views=config.tracking.tensorboard, history=folder / "history.csv")
 
 
-def import_costs(config: Config, *, rounds: int) -> list[float]:
-    """Processor seconds of the import of mlflow, each in a new process; torch is there already.
+def import_cost(config: Config) -> float:
+    """Processor seconds of the import of mlflow, the median of new processes; torch is there already.
 
     A training imports it in a thread beside its first steps: what a disk takes for it is not taken from training.
     """
     prepare_environment(config.tracking.mlflow)
     command = [sys.executable, "-c", IMPORT]
-    outputs = [subprocess.check_output(command, cwd=PROJECT, text=True) for _ in range(rounds)]
-    return [float(output) for output in outputs]
+    return Spread.of(
+        float(subprocess.check_output(command, cwd=PROJECT, text=True)) for _ in range(IMPORTS)
+    ).median
 
 
 def run_cost(config: Config, folder: Path, fit: Fit, *, name: str) -> float:

@@ -61,8 +61,8 @@ def stage_under(dvc: "subprocess.Popen[str]") -> psutil.Process | None:
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(dvc.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                words = process.cmdline()
-                if Path(words[0]).name.startswith("python") and words[1].startswith("stages/"):
+                program, script, *_ = [*process.cmdline(), "", ""]  # of one that has ended there are no words
+                if Path(program).name.startswith("python") and script.startswith("stages/"):
                     return process
     return None
 
