@@ -174,9 +174,9 @@ class ConvolutionLog(TorchDispatchMode):
 
 
 def convolutions(fit: Fit) -> list[Layer]:
-    """Those of the network, for one micro-batch of full-sized pictures."""
+    """Those of the network, for as many full-sized pictures as go through it at once."""
     task = fit.task
-    images = task.train.images[: task.compute.micro_batch_size]
+    images = task.train.images[: task.compute.micro_batch_size * task.compute.micro_batches_at_once]
     with torch.no_grad(), ConvolutionLog() as log:
         fit.state.model(task.preprocess(task.dataset.image_size)(images))
     return log.layers

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def test_what_is_asked_for_is_taken() -> None:
         memory_format="contiguous",
         convolution="direct",
         micro_batch_size=7,
+        micro_batches_at_once=2,
         threads=3,
         compile=False,
         deterministic=True,
@@ -46,9 +48,10 @@ def test_what_is_asked_for_is_taken() -> None:
         "memory_format": "contiguous",
         "convolution": "direct",
         "micro_batch_size": "7",
+        "micro_batches_at_once": "2",
         "compile": "false",
     }
-    assert len(asked.reasons) == 8 and all("as asked" in reason for reason in asked.reasons)
+    assert len(asked.reasons) == 9 and all("as asked" in reason for reason in asked.reasons)
     with asked.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     asked.take_effect()
@@ -73,6 +76,34 @@ def test_a_micro_batch_fits_the_cache(image_size: int, batch_size: int, size: in
     chosen = plan(image_size=image_size, batch_size=batch_size, micro_batch_size="auto")
     assert chosen.micro_batch_size == size
     assert f"micro-batches of {size}: their activations stay in the cache" in chosen.reasons
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({"convolution": "winograd"}, 6),
+        ({"convolution": "taps"}, 6),
+        ({"convolution": "direct"}, 1),
+        ({"convolution": "direct", "micro_batches_at_once": 3}, 3),
+    ],
+)
+def test_micro_batches_go_together_where_convolutions_gain(changes: dict[str, Any], count: int) -> None:
+    chosen = plan(**changes)
+    assert chosen.micro_batches_at_once == count
+    assert len([reason for reason in chosen.reasons if "at once:" in reason]) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "compiles", "where"), [("cuda", False, "on cuda"), ("cpu", True, "compiled")]
+)
+def test_elsewhere_one_goes_at_a_time(device: str, compiles: bool, where: str) -> None:
+    choose = partial(
+        choices.choose_at_once, device=torch.device(device), compiles=compiles, convolution="direct"
+    )
+    for asked in ("auto", 1):
+        assert choose(asked)[0] == 1
+    with pytest.raises(ConfigError, match=rf"micro_batches_at_once is 2, but only one .*{where}.*auto or 1"):
+        choose(2)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_a_key_in_capitals_is_named_as_any_other(tmp_path: Path, text: str) -> N
         ("train.batch_size", "'64'", "integer"),
         ("train.micro_batch_size", "4000", "larger than batch_size"),
         ("train.micro_batch_size", "0", "micro_batch_size: got 0; 'auto' or a whole number"),
+        ("train.micro_batches_at_once", "0", "micro_batches_at_once: got 0; 'auto' or a whole number"),
         ("train.threads", "atuo", "threads: got atuo; 'auto' or a whole number"),
         ("train.compile", "1", "compile: got 1; 'auto', true or false"),
         ("train.deterministic", "auto", "boolean"),

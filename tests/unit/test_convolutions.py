@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarflow.compute import taps, winograd
-from cifarflow.compute.convolutions import METHODS, OwnConvolutions, taps_pay, winograd_pays
+from cifarflow.compute.convolutions import METHODS, taps_pay, winograd_pays
+from cifarflow.compute.operations import OwnOperations
 from cifarflow.compute.winograd import Tiling, Transforms
 from tests.support.networks import network
 
@@ -175,7 +176,7 @@ SIDES = {"winograd": 8, "taps": 3}  # of a map on which the layer above gains
 def test_a_layer_that_gains_is_taken_however_it_is_called(taken: list[tuple[int, ...]], method: str) -> None:
     side = SIDES[method]
     images, filters = torch.randn(2, 256, side, side), torch.randn(256, 256, 3, 3, requires_grad=True)
-    with OwnConvolutions(method):
+    with OwnOperations(method):
         wide(padding=1)(images)
         F.conv2d(images, filters)
         F.conv2d(images, filters, padding=1)
@@ -201,13 +202,13 @@ def test_other_convolutions_are_the_librarys(
     taken: list[tuple[int, ...]], method: str, side: int, changes: dict[str, Any]
 ) -> None:
     layer, images = wide(**changes), torch.randn(2, 256, side, side)
-    with OwnConvolutions(method):
+    with OwnOperations(method):
         outputs = layer(images)
     assert taken == [] and torch.equal(outputs, layer(images))
 
 
 def test_winograds_is_for_float32_alone(taken: list[tuple[int, ...]]) -> None:
-    with OwnConvolutions("winograd"):
+    with OwnOperations("winograd"):
         wide(dtype=torch.bfloat16)(torch.randn(2, 256, 8, 8, dtype=torch.bfloat16))
     assert taken == []
 
@@ -217,9 +218,9 @@ def test_without_gradients_and_afterwards_they_are_the_librarys(
     taken: list[tuple[int, ...]], method: str
 ) -> None:
     layer, images = wide(padding=1), torch.randn(2, 256, SIDES[method], SIDES[method])
-    with OwnConvolutions(method), torch.no_grad():
+    with OwnOperations(method), torch.no_grad():
         layer(images)
-    with OwnConvolutions(method):
+    with OwnOperations(method):
         layer.requires_grad_(False)(images)
     layer.requires_grad_()(images)
     assert taken == []
@@ -229,7 +230,7 @@ def gradients(
     model: nn.Module, images: Tensor, labels: Tensor, *, method: str | None = None
 ) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
-    with OwnConvolutions(method) if method else contextlib.nullcontext():
+    with OwnOperations(method) if method else contextlib.nullcontext():
         outputs = model(images)
     F.cross_entropy(outputs, labels).backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}

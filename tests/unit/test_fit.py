@@ -96,6 +96,26 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(workspace: Workspac
         torch.testing.assert_close(weights(parts)[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+def test_micro_batches_at_once_end_as_one_after_the_other(workspace: Workspace, tmp_path: Path) -> None:
+    """Batch norm and all: of a step's five, two go through the network and then three."""
+    common = {"train__micro_batch_size": 10, "train__selection": [], "train__epochs": 1}
+    ends: list[dict[str, torch.Tensor]] = []
+    for at_once, pictures in ((1, [10, 10, 10, 10, 10]), (3, [20, 30])):
+        config = small_config(**common, train__micro_batches_at_once=at_once)
+        fit = small_fit(workspace, config, checkpoints=fresh(tmp_path / str(at_once)))
+        passes: list[int] = []
+
+        def count(_: nn.Module, inputs: tuple[torch.Tensor], seen: list[int] = passes) -> None:
+            seen.append(len(inputs[0]))
+
+        fit.step.model.register_forward_pre_hook(count)
+        fit.run()
+        assert passes[: len(pictures)] == pictures
+        ends.append(weights(fit))
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, atol=1e-3, rtol=1e-3, msg=name)
+
+
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(
     workspace: Workspace, tmp_path: Path
 ) -> None:
@@ -132,7 +152,11 @@ def test_deterministic_and_compiled_trainings_end_with_the_same_weights(
     """Captured as for a compiler, but run by torch's own kernels: generating code takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     plain, deterministic, compiled = (
-        small_fit(workspace, small_config(**changes), checkpoints=fresh(tmp_path / str(number)))
+        small_fit(
+            workspace,
+            small_config(train__micro_batches_at_once=1, **changes),
+            checkpoints=fresh(tmp_path / str(number)),
+        )
         for number, changes in enumerate(({}, {"train__deterministic": True}, {"train__compile": True}))
     )
     assert compiled.step.forward is not compiled.step.model
@@ -421,9 +445,9 @@ def test_large_pictures_whiten_by_fewer_of_them(
     assert taken == [3, 1]
 
 
-def with_dropout(workspace: Workspace, folder: Path, *, seed: int = 1) -> Fit:
+def with_dropout(workspace: Workspace, folder: Path, *, seed: int = 1, **changes: Any) -> Fit:
     """A run of a network that draws at random, in a process whose generator was used before."""
-    config = small_config(train__optimizer__name="sgd", seed=seed)
+    config = small_config(train__optimizer__name="sgd", seed=seed, **changes)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
     torch.seed()
@@ -538,6 +562,20 @@ def test_dropout_draws_the_same_after_a_stop(workspace: Workspace, tmp_path: Pat
     assert resumed.state.step == 4
     resumed.run()
     assert_equal_weights(weights(straight), weights(resumed))
+
+
+def test_dropout_draws_the_same_however_many_micro_batches_are_asked_for_at_once(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    fits = [
+        with_dropout(
+            workspace, tmp_path / str(count), train__micro_batch_size=10, train__micro_batches_at_once=count
+        )
+        for count in (1, 3)
+    ]
+    for fit in fits:
+        fit.run()
+    assert_equal_weights(*map(weights, fits))
 
 
 def test_looking_at_the_sizes_changes_no_weight(workspace: Workspace) -> None:

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import layers
 from benchmarks.layers import Cost
-from cifarflow.compute.convolutions import OwnConvolutions
+from cifarflow.compute.operations import OwnOperations
 
 
 def test_operations_are_counted_and_all_time_has_an_owner() -> None:
@@ -44,7 +44,7 @@ def test_filter_gradients_tap_by_tap_count_as_the_layers() -> None:
     images = torch.randn(8, 128, 3, 3, requires_grad=True)
 
     def step() -> None:
-        with OwnConvolutions("taps"):
+        with OwnOperations("taps"):
             outputs = layer(images)
         outputs.sum().backward()
 

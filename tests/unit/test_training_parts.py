@@ -14,7 +14,7 @@ from torch import nn
 
 from cifarflow.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
 from cifarflow.data.augment import GREY, Augmentation, all_windows, gather, take_windows
-from cifarflow.data.batches import BatchPlan, micro_batches
+from cifarflow.data.batches import BatchPlan, even_slices
 from cifarflow.data.randomness import generator
 from cifarflow.training.difficulty import Difficulty
 from cifarflow.training.losses import LOSSES
@@ -175,8 +175,8 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert not torch.equal(first, torch.cat(BatchPlan(count=100, batch_size=10, seed=2).batches(2)))
 
 
-def test_micro_batches_cover_a_batch() -> None:
-    parts = micro_batches(10, 4)
+def test_even_slices_cover_a_batch() -> None:
+    parts = even_slices(10, 4)
     assert [list(range(10))[part] for part in parts] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
 
 

@@ -11,6 +11,9 @@ from cifarflow.config.schema import TrainConfig
 from cifarflow.errors import ConfigError
 
 COMPILERS = ("c++", "g++", "clang++")
+MICRO_BATCHES_AT_ONCE = 6
+"""So many 128 pictures of 32 px took 0.94 to 0.95 of the time of one after the other with our convolutions, and the
+library's gained nothing (docs/experiments.md, 27 November 2026); more would want more memory."""
 LEAST_MICRO_BATCH = 2
 """Batch normalisation learns nothing from one picture, and refuses it where a map is one pixel."""
 
@@ -58,6 +61,27 @@ def choose_micro_batch(config: TrainConfig, device: torch.device, image_size: in
         return config.batch_size, f"micro-batches of {config.batch_size}: a GPU takes the whole batch at once"
     size = min(config.batch_size, max(LEAST_MICRO_BATCH, processor.pictures_at_once(image_size)))
     return size, f"micro-batches of {size}: their activations stay in the cache"
+
+
+def choose_at_once(
+    at_once: int | str, *, device: torch.device, compiles: bool, convolution: str
+) -> tuple[int, str]:
+    obstacles = {f"on {device.type}": device.type != "cpu", "in a compiled step": compiles}
+    obstacle = next((where for where, is_there in obstacles.items() if is_there), None)
+    if isinstance(at_once, int):
+        if at_once > 1 and obstacle:
+            raise ConfigError(
+                f"params.yaml: train.micro_batches_at_once is {at_once}, but only one can be {obstacle}. Use auto or 1."
+            )
+        return at_once, f"{at_once} micro-batches at once: as asked"
+    if obstacle:
+        return 1, f"1 micro-batch at once: more cannot be {obstacle}"
+    if convolution == "direct":
+        return 1, "1 micro-batch at once: direct convolutions gain nothing by more"
+    return (
+        MICRO_BATCHES_AT_ONCE,
+        f"{MICRO_BATCHES_AT_ONCE} micro-batches at once: larger convolutions are faster",
+    )
 
 
 def choose_threads(threads: int | str, processes: Processes) -> tuple[int, str]:

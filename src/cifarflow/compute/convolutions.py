@@ -1,13 +1,13 @@
 """Which convolutions of a step are not done by the library alone: those that gain by one of our methods."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from cifarflow.compute import taps, winograd
+from cifarflow.compute.sides import pair
 from cifarflow.compute.winograd import Tiling
 
 PRODUCTS_SAVED = 100
@@ -17,28 +17,6 @@ SMALL_MAP = 9
 """Pixels of a map of outputs, up to which filters gain by a gradient tap by tap, ..."""
 WIDE_FILTERS = 128 * 128
 """... and the pairs of channels from which on: measured on a processor with AVX-512 (26 November 2026)."""
-
-
-class OwnConvolutions(TorchFunctionMode):
-    """While it is on, convolutions with trained filters are done by `method`, one of METHODS, where that is faster.
-
-    Models need not know of it, and whoever evaluates or exports them, with no gradients, gets the library's.
-    """
-
-    def __init__(self, method: str) -> None:
-        super().__init__()
-        self.convolve = METHODS[method]
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.conv2d and torch.is_grad_enabled():
-            operands = _plain(*args, **kwargs)
-            outputs = self.convolve(*operands) if operands is not None else None
-            if outputs is not None:
-                return outputs
-        return func(*args, **kwargs)
 
 
 def by_winograd(images: Tensor, filters: Tensor, padding: int) -> Tensor | None:
@@ -59,6 +37,17 @@ METHODS: dict[str, Callable[[Tensor, Tensor, int], Tensor | None]] = {
     "winograd": by_winograd,
     "taps": by_taps,
 }
+
+
+def convolution_by(method: str) -> Callable[..., Tensor | None]:
+    """`torch.conv2d` by one of METHODS; what it makes returns None for what the library does as fast."""
+    convolve = METHODS[method]
+
+    def convolution(*args: Any, **kwargs: Any) -> Tensor | None:
+        operands = _plain(*args, **kwargs)
+        return convolve(*operands) if operands is not None else None
+
+    return convolution
 
 
 def winograd_pays(images: Sequence[int], filters: Sequence[int], *, padding: int) -> bool:
@@ -85,14 +74,10 @@ def _plain(  # noqa: PLR0913 - the arguments are torch.conv2d's
     groups: int = 1,
 ) -> tuple[Tensor, Tensor, int] | None:
     """Images, filters and padding of a call of `torch.conv2d` that our methods can do, else None."""
-    if bias is not None or groups != 1 or _pair(stride) != (1, 1) or _pair(dilation) != (1, 1):
+    if bias is not None or groups != 1 or pair(stride) != (1, 1) or pair(dilation) != (1, 1):
         return None
     if input.device.type != "cpu" or input.dim() != 4 or not weight.requires_grad:
         return None
-    if weight.shape[2:] != (3, 3) or isinstance(padding, str) or len(set(_pair(padding))) != 1:
+    if weight.shape[2:] != (3, 3) or isinstance(padding, str) or len(set(pair(padding))) != 1:
         return None
-    return input, weight, _pair(padding)[0]
-
-
-def _pair(sides: int | Sequence[int]) -> tuple[int, ...]:
-    return (sides, sides) if isinstance(sides, int) else tuple(sides)
+    return input, weight, pair(padding)[0]

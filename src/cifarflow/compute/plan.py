@@ -2,14 +2,14 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from cifarflow.compute import choices
-from cifarflow.compute.convolutions import METHODS, OwnConvolutions
+from cifarflow.compute.operations import OwnOperations
 from cifarflow.compute.processes import Processes
 from cifarflow.config.schema import TrainConfig
 
@@ -23,6 +23,7 @@ class ComputePlan:
     memory_format: torch.memory_format
     convolution: str
     micro_batch_size: int
+    micro_batches_at_once: int
     threads: int
     compile: bool
     cuda_graphs: bool
@@ -40,9 +41,10 @@ class ComputePlan:
             "cpu", torch.bfloat16, enabled=(self.device.type, self.precision) == ("cpu", "bf16")
         )
 
-    def convolutions(self) -> contextlib.AbstractContextManager[object]:
-        """Around a forward pass that is trained on."""
-        return OwnConvolutions(self.convolution) if self.convolution in METHODS else contextlib.nullcontext()
+    def operations(self, sizes: Sequence[int]) -> contextlib.AbstractContextManager[object]:
+        """Around a forward pass that is trained on, of micro-batches of so many pictures, one behind the other."""
+        library_alone = self.device.type != "cpu" or self.compile
+        return contextlib.nullcontext() if library_alone else OwnOperations(self.convolution, sizes=sizes)
 
     def compiled(self, model: nn.Module) -> nn.Module:
         """What a step calls in place of `model`, whose weights it shares."""
@@ -77,6 +79,7 @@ class ComputePlan:
             "memory_format": layout,
             "convolution": self.convolution,
             "micro_batch_size": str(self.micro_batch_size),
+            "micro_batches_at_once": str(self.micro_batches_at_once),
             "compile": str(self.compile).lower(),
         }
 
@@ -85,7 +88,7 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
     """Resolve the `auto` choices for this machine and pictures of `image_size` pixels a side.
 
     Raises ConfigError when `cuda` is asked for and there is none, compiling and there is no compiler, or a method of
-    convolution where it is not for.
+    convolution or several micro-batches at once where they are not for.
     """
     device, device_reason = choices.choose_device(config.device)
     precision, precision_reason = choices.choose_precision(config.precision, device)
@@ -97,6 +100,9 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
     convolution, convolution_reason = choices.choose_convolution(
         config.convolution, device=device, precision=precision, layout=layout, compiles=compiles
     )
+    at_once, at_once_reason = choices.choose_at_once(
+        config.micro_batches_at_once, device=device, compiles=compiles, convolution=convolution
+    )
     reasons = [
         device_reason,
         threads_reason,
@@ -104,6 +110,7 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
         layout_reason,
         convolution_reason,
         micro_batch_reason,
+        *([at_once_reason] if device.type == "cpu" else []),
         compile_reason,
         *([graphs_reason] if device.type == "cuda" else []),
     ]
@@ -113,6 +120,7 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
         memory_format=layout,
         convolution=convolution,
         micro_batch_size=micro_batch_size,
+        micro_batches_at_once=at_once,
         threads=threads,
         compile=compiles,
         cuda_graphs=graphs,

@@ -179,6 +179,7 @@ class TrainConfig(Section):
     epochs: Annotated[float, Field(gt=0, le=10_000)]
     batch_size: PositiveInt
     micro_batch_size: AutoOrCount
+    micro_batches_at_once: AutoOrCount
     augment: AugmentConfig
     resolution: Annotated[tuple[ResolutionStep, ...], Field(strict=False)]
     selection: Annotated[tuple[SelectionStep, ...], Field(strict=False)]

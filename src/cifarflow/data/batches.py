@@ -1,4 +1,4 @@
-"""The order of training pictures: batches of an epoch, and micro-batches of a batch."""
+"""The order of training pictures: batches of an epoch, and the cutting of a batch."""
 
 import math
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class BatchPlan:
         return order.tensor_split(self.steps_per_epoch)
 
 
-def micro_batches(count: int, size: int) -> list[slice]:
-    """Even slices of at most `size` that cover a batch of `count`."""
-    parts = math.ceil(count / size)
+def even_slices(count: int, at_most: int) -> list[slice]:
+    """Slices that cover `count` things in order, as few and as even as can be with `at_most` in each."""
+    parts = math.ceil(count / at_most)
     bounds = [count * part // parts for part in range(parts + 1)]
     return [slice(start, end) for start, end in pairwise(bounds)]

@@ -212,7 +212,8 @@ def _follow_status(client: "MlflowClient", run: "Run", last_events: Sequence[Eve
     """The stage that spoke last decides: RUNNING until its status event; FINISHED if none ever spoke."""
     latest = max(last_events, key=lambda event: event["time"], default=None)
     if latest is not None and latest["kind"] != "status":
-        client.update_run(run.info.run_id, status="RUNNING")
+        if run.info.status != "RUNNING":  # asked, since after each epoch it is
+            client.update_run(run.info.run_id, status="RUNNING")
         return
     status, end = (latest["status"], latest["time"]) if latest else ("FINISHED", run.info.end_time)
     if (run.info.status, run.info.end_time) != (status, end) or end is None:

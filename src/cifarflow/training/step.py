@@ -1,6 +1,6 @@
 """One optimizer step: a batch as micro-batches whose gradients add up, over one process or several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 
 from cifarflow.compute.plan import ComputePlan
 from cifarflow.compute.processes import Combination, Processes
-from cifarflow.data.batches import micro_batches
+from cifarflow.data.batches import even_slices
 from cifarflow.data.randomness import seed_of
 from cifarflow.training.losses import Loss
 
@@ -46,20 +46,22 @@ class Step:
         """Train on uint8 `images` `[B, H, W, 3]`; returns losses float32 `[B]`, and who was right, bool `[B]`.
 
         Gradients are those of the mean loss over the batch, however it is cut: only batch normalisation and dropout see
-        the micro-batches, and in running statistics a picture weighs the same in each. Small ones keep the activations
-        in the processor's cache. What dropout draws depends on the seed, the step's `number` and the micro-batch, so a
-        resumed run and several processes draw the same.
+        the micro-batches, and in running statistics a picture weighs the same in each. How many go through the network
+        at once changes no result but by rounding. What dropout draws depends on the seed, the step's `number` and the
+        micro-batch, so a resumed run and several processes draw the same; one goes through such a network at a time.
         """
-        parts = micro_batches(len(images), self.compute.micro_batch_size)
+        parts = even_slices(len(images), self.compute.micro_batch_size)
         self._weigh_statistics(len(images) / len(parts))
         several = self.processes.count > 1
         combination = Combination(self.processes, self.model, micro_batches=len(parts)) if several else None
         # A row for the losses and one for the right answers; what other processes find is added up.
         found = torch.zeros(2, len(images), device=images.device)
-        for place, part in self.processes.share(list(enumerate(parts))):
+        own = self.processes.share(list(enumerate(parts)))
+        for together in even_slices(len(own), 1 if self.draws else self.compute.micro_batches_at_once):
+            places, cuts = zip(*own[together], strict=True)
             if self.draws:
-                torch.manual_seed(seed_of("dropout", self.seed, number, place))
-            found[:, part] = self._learn(images[part], labels[part], preprocess, batch_size=len(images))
+                torch.manual_seed(seed_of("dropout", self.seed, number, places[0]))
+            found[:, cuts[0].start : cuts[-1].stop] = self._learn(images, labels, preprocess, cuts=cuts)
         if combination is not None:
             combination.add_up(found)
         with self.compute.optimizer_autocast():
@@ -73,14 +75,27 @@ class Step:
             layer.momentum = 1 - (1 - momentum) ** (pictures / self.batch_size)
 
     def _learn(
-        self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor], *, batch_size: int
+        self,
+        images: Tensor,
+        labels: Tensor,
+        preprocess: Callable[[Tensor], Tensor],
+        *,
+        cuts: Sequence[slice],
     ) -> Tensor:
-        """Add the gradients of one micro-batch of M; float32 `[2, M]`: losses, and 1 where the answer was right."""
-        with self.compute.autocast(), self.compute.convolutions():
-            logits = self.forward(preprocess(images).contiguous(memory_format=self.compute.memory_format))
-        losses = self.loss(logits.float(), labels, self.label_smoothing)
-        (losses.sum() / batch_size).backward()
-        return torch.stack((losses.detach(), (logits.argmax(1) == labels).float()))
+        """Add the gradients of micro-batches of a batch, next to each other and M pictures in all, by one pass.
+
+        Returns float32 `[2, M]`: losses, and 1 where the answer was right.
+        """
+        together, sizes = slice(cuts[0].start, cuts[-1].stop), [cut.stop - cut.start for cut in cuts]
+        with self.compute.autocast(), self.compute.operations(sizes):
+            pixels = preprocess(images[together]).contiguous(memory_format=self.compute.memory_format)
+            logits = self.forward(pixels)
+        losses = self.loss(logits.float(), labels[together], self.label_smoothing)
+        (losses.sum() / len(images)).backward()
+        for layer, _ in self.batch_norms:
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked += len(cuts) - 1  # the layer itself has counted one
+        return torch.stack((losses.detach(), (logits.argmax(1) == labels[together]).float()))
 
     @property
     def draws(self) -> bool:

@@ -10,7 +10,7 @@ from cifarflow.compute.plan import ComputePlan, plan_compute
 from cifarflow.compute.processes import Processes
 from cifarflow.config.schema import ModelConfig, TrainConfig
 from cifarflow.data.augment import Augmentation
-from cifarflow.data.batches import BatchPlan, micro_batches
+from cifarflow.data.batches import BatchPlan, even_slices
 from cifarflow.data.packed import DatasetInfo, read_dataset, read_split
 from cifarflow.errors import ConfigError
 from cifarflow.models import create_model
@@ -176,7 +176,7 @@ def _sizes_of_parts(batches: BatchPlan, config: TrainConfig, micro_batch_size: i
     """How many pictures the micro-batches of the smallest step have."""
     kept = min((stage.keep for stage in config.selection), default=1.0)
     smallest = kept_of(batches.count // batches.steps_per_epoch, kept)
-    return [part.stop - part.start for part in micro_batches(smallest, micro_batch_size)]
+    return [part.stop - part.start for part in even_slices(smallest, micro_batch_size)]
 
 
 def _check_share(
