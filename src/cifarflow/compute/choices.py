@@ -60,7 +60,7 @@ def choose_micro_batch(config: TrainConfig, device: torch.device, image_size: in
     if device.type == "cuda":
         return config.batch_size, f"micro-batches of {config.batch_size}: a GPU takes the whole batch at once"
     size = min(config.batch_size, max(LEAST_MICRO_BATCH, processor.pictures_at_once(image_size)))
-    return size, f"micro-batches of {size}: their activations stay in the cache"
+    return size, f"micro-batches of {size}, batch norm's pictures: as many as stay in the cache"
 
 
 def choose_at_once(
@@ -78,10 +78,8 @@ def choose_at_once(
         return 1, f"1 micro-batch at once: more cannot be {obstacle}"
     if convolution == "direct":
         return 1, "1 micro-batch at once: direct convolutions gain nothing by more"
-    return (
-        MICRO_BATCHES_AT_ONCE,
-        f"{MICRO_BATCHES_AT_ONCE} micro-batches at once: larger convolutions are faster",
-    )
+    most = MICRO_BATCHES_AT_ONCE
+    return most, f"up to {most} micro-batches at once: convolutions of more pictures are faster"
 
 
 def choose_threads(threads: int | str, processes: Processes) -> tuple[int, str]:
