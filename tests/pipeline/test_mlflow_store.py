@@ -153,6 +153,27 @@ def test_a_run_says_running_while_its_stage_runs(workspace: Workspace) -> None:
     assert store.run().info.status == "FINISHED"
 
 
+def test_a_run_that_is_deleted_while_its_stage_goes_on_is_made_anew_and_whole(workspace: Workspace) -> None:
+    state = PipelineState(identity=identity(), params=PARAMS, tags={})
+    with (
+        warnings_heard() as heard,
+        open_tracker("train", state, tracking=tracking(), workspace=workspace) as tracker,
+    ):
+        tracker.metrics({"train_loss": 1.0}, step=0)
+        store = Store.of(workspace)
+        wait_for(lambda: store.experiment is not None and bool(store.runs()))
+        wait_for(lambda: "train_loss" in store.run().data.metrics)
+        first = store.run()
+        store.client.delete_run(first.info.run_id)
+        tracker.metrics({"train_loss": 0.5}, step=1)
+        wait_for(lambda: len(store.runs()) == 1)
+    run = store.run()
+    assert run.info.run_id != first.info.run_id and run.info.status == "FINISHED"
+    assert store.history(run, "train_loss") == [(0, 1.0), (1, 0.5)]
+    assert run.data.params["model.name"] == "tudui"
+    assert len(heard) <= 1, "the store refused the deleted run once"
+
+
 def test_a_second_process_on_the_same_record_is_refused_and_the_first_goes_on(workspace: Workspace) -> None:
     state = PipelineState(identity=identity(), params={}, tags={})
     config = tracking()

@@ -97,6 +97,15 @@ class Completion:
     events_sent: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """A run while its stage goes on, which need not be looked for after each epoch."""
+
+    state: PipelineState
+    run: "Run"
+    replay: RunReplay
+
+
 class MlflowTracker:
     """Writes journals into one MLflow store; connects at the first use. Not for use from two threads."""
 
@@ -105,6 +114,7 @@ class MlflowTracker:
         self._config = config
         self._workspace = workspace
         self._connected: tuple[MlflowClient, str] | None = None
+        self._followed: _Followed | None = None
 
     def connect(self) -> "tuple[MlflowClient, str]":
         """The client and the id of the experiment, which is made when it is missing.
@@ -125,19 +135,28 @@ class MlflowTracker:
 
     def complete(self, state: PipelineState, journals: Sequence[Journal]) -> Completion:
         """Bring the run of a state up to date with its journals; makes the run when there is none."""
-        client, experiment_id = self.connect()
+        client, _ = self.connect()
         recorded = [(journal, events) for journal in journals if (events := journal.events())]
         with self._alone():
-            run = retry_when_locked(lambda: _find_run(client, experiment_id, state))
-            created = run is None
-            if run is None:
-                started = _start_of(state, [event for _, events in recorded for event in events])
-                run = retry_when_locked(lambda: _create_run(client, experiment_id, state, started=started))
-            replay = RunReplay(client, run, state)
-            replay.fill_in(state)
-            sent = sum(replay.send(journal, events) for journal, events in recorded)
-            retry_when_locked(lambda: _follow_status(client, run, [events[-1] for _, events in recorded]))
+            known, self._followed = self._followed, None  # after a fault it is looked for anew
+            followed, created = known, False
+            if followed is None or followed.state != state:
+                followed, created = self._follow(state, [event for _, events in recorded for event in events])
+            sent = sum(followed.replay.send(journal, events) for journal, events in recorded)
+            last_events = [events[-1] for _, events in recorded]
+            if retry_when_locked(lambda: _follow_status(client, followed.run, last_events)):
+                self._followed = followed
         return Completion(changed=created or sent > 0, events_sent=sent)
+
+    def _follow(self, state: PipelineState, events: Sequence[Event]) -> tuple[_Followed, bool]:
+        """The run of a state, with its parameters, and whether it had to be made."""
+        client, experiment_id = self.connect()
+        found = retry_when_locked(lambda: _find_run(client, experiment_id, state))
+        started = _start_of(state, events)
+        run = found or retry_when_locked(lambda: _create_run(client, experiment_id, state, started=started))
+        replay = RunReplay(client, run, state)
+        replay.fill_in(state)
+        return _Followed(state, run, replay), found is None
 
     def _alone(self) -> FileLock:
         """Keeps the processes of this repository apart while one makes the store or completes a run.
@@ -208,13 +227,17 @@ def _create_run(
     return client.create_run(experiment_id, start_time=started, tags=tags, run_name=state.name)
 
 
-def _follow_status(client: "MlflowClient", run: "Run", last_events: Sequence[Event]) -> None:
-    """The stage that spoke last decides: RUNNING until its status event; FINISHED if none ever spoke."""
+def _follow_status(client: "MlflowClient", run: "Run", last_events: Sequence[Event]) -> bool:
+    """The stage that spoke last decides: RUNNING until its status event; FINISHED if none ever spoke.
+
+    Returns whether it is running.
+    """
     latest = max(last_events, key=lambda event: event["time"], default=None)
     if latest is not None and latest["kind"] != "status":
         if run.info.status != "RUNNING":  # asked, since after each epoch it is
             client.update_run(run.info.run_id, status="RUNNING")
-        return
+        return True
     status, end = (latest["status"], latest["time"]) if latest else ("FINISHED", run.info.end_time)
     if (run.info.status, run.info.end_time) != (status, end) or end is None:
         client.set_terminated(run.info.run_id, status, end)
+    return False

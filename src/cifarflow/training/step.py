@@ -92,10 +92,15 @@ class Step:
             logits = self.forward(pixels)
         losses = self.loss(logits.float(), labels[together], self.label_smoothing)
         (losses.sum() / len(images)).backward()
+        if len(cuts) > 1:
+            self._count(len(cuts) - 1)  # each layer has counted one itself
+        return torch.stack((losses.detach(), (logits.argmax(1) == labels[together]).float()))
+
+    def _count(self, micro_batches: int) -> None:
+        """Tell the layers of batch norm of more micro-batches than they have seen passes."""
         for layer, _ in self.batch_norms:
             if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked += len(cuts) - 1  # the layer itself has counted one
-        return torch.stack((losses.detach(), (logits.argmax(1) == labels[together]).float()))
+                layer.num_batches_tracked += micro_batches
 
     @property
     def draws(self) -> bool:
