@@ -176,7 +176,8 @@ class ConvolutionLog(TorchDispatchMode):
 def convolutions(fit: Fit) -> list[Layer]:
     """Those of the network, for as many full-sized pictures as go through it at once."""
     task = fit.task
-    images = task.train.images[: task.compute.micro_batch_size * task.compute.micro_batches_at_once]
+    at_once = task.compute.micro_batch_size * task.compute.micro_batches_at_once
+    images = task.train.images[: min(at_once, task.config.batch_size)]
     with torch.no_grad(), ConvolutionLog() as log:
         fit.state.model(task.preprocess(task.dataset.image_size)(images))
     return log.layers
