@@ -84,6 +84,6 @@ class Reference:
             logits = self.model(pixels)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING, reduction="sum")
         loss.backward()
-        with self.compute.optimizer_autocast():  # the record's own Muon computes in bf16
+        with self.compute.autocast():  # the record's own Muon computes in bf16
             for optimizer in self.optimizers:
                 optimizer.step()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.no_checkpoints import NoCheckpoints
 from benchmarks.pairs import seconds_of
@@ -43,6 +43,8 @@ class Trainer:
     config: Config
     fit: Fit
     test: Pictures
+    answer: nn.Module
+    """The network of `fit`, or its compiled form."""
 
     @classmethod
     def load(cls, config: Config, workspace: Workspace) -> "Trainer":
@@ -66,7 +68,7 @@ class Trainer:
             )
         model = task.new_model(config.model, seed=config.seed)
         fit = Fit.start(task, model, checkpoints=NoCheckpoints(), on_epoch=lambda _: None)
-        return cls(config=config, fit=fit, test=test)
+        return cls(config=config, fit=fit, test=test, answer=task.compute.compiled(model))
 
     def train(self, *, seed: int) -> Training:
         """From whitening to accuracy on the test split, both counted; the other first weights are not."""
@@ -92,7 +94,7 @@ class Trainer:
         )
         with task.compute.autocast():
             _, averaged = predict_views(
-                fit.step.forward.eval(),
+                self.answer.eval(),
                 self.test.images,
                 preprocess=task.preprocess(task.dataset.image_size),
                 batch_size=len(self.test.images) // 5 or 1,

@@ -7,7 +7,7 @@ from benchmarks.setting import PUBLISHED_TRAINING_PICTURES
 from cifarflow.compute.plan import plan_compute
 from cifarflow.compute.processes import Processes
 from cifarflow.config import Config
-from cifarflow.data.augment import Augmentation
+from cifarflow.data.augment import Augmentation, gather
 from cifarflow.data.batches import BatchPlan
 from cifarflow.data.packed import DatasetInfo
 from cifarflow.training.fit import Fit
@@ -49,7 +49,10 @@ def random_task(config: Config, *, count: int | None = None, processes: Processe
         dataset=dataset,
         batches=BatchPlan(count=count, batch_size=config.train.batch_size, seed=config.seed),
         augmentation=Augmentation(
-            images=pictures.images, **config.train.augment.model_dump(), seed=config.seed
+            images=pictures.images,
+            **config.train.augment.model_dump(),
+            seed=config.seed,
+            gather=compute.compiled(gather),
         ),
         processes=processes,
     )

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.support.pipeline import Checkout, history, make_checkout
@@ -80,6 +81,21 @@ def test_two_processes_that_are_interrupted_go_on_and_end_as_one_does(checkout: 
         assert (together[name] - tensor).abs().max() <= 2e-3 * tensor.abs().max(), name
     for row, reference in zip(history(checkout), alone_history, strict=True):
         assert row == pytest.approx(reference, rel=5e-3, abs=0.02)
+
+
+def test_two_processes_with_several_micro_batches_at_once_take_the_steps_of_one(checkout: Checkout) -> None:
+    """One process takes five micro-batches as two and three, two of them theirs at once: it rounds otherwise."""
+    ends = []
+    for launch in ("python", TORCHRUN):
+        checkout.set_params(train__launch=launch, train__micro_batches_at_once="3", train__epochs="0.5")
+        checkout.dvc("repro", "train")
+        ends.append(load_file(checkout.workspace.model_weights))
+    alone, together = ends
+    assert any(not torch.equal(together[name], tensor) for name, tensor in alone.items()), (
+        "it was one process"
+    )
+    for name, tensor in alone.items():
+        assert (together[name] - tensor).abs().max() <= 1e-3 * tensor.abs().max(), name
 
 
 def interrupt_after_an_epoch(checkout: Checkout) -> None:

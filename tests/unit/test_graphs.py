@@ -10,6 +10,7 @@ from torch import nn
 
 from cifarflow.compute.plan import plan_compute
 from cifarflow.errors import ConfigError, TrainingError
+from cifarflow.training import fit as fit_module
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.fit import Fit
 from cifarflow.training.graphs import RecordedStep, recorded
@@ -63,6 +64,28 @@ def test_recorded_steps_end_with_the_weights_of_plain_ones(
     assert_equal_weights(recorded, plain)
     losses, others = ([row["train_loss"] for row in fit.state.history] for fit in (recorded, plain))
     assert losses == others and losses[-1] < losses[0]
+
+
+@needs_gpu
+def test_pictures_made_ahead_are_those_of_their_step(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = trained(workspace, tmp_path / "ahead")
+    monkeypatch.setattr(fit_module, "one_ahead", lambda _, prepare, numbers: map(prepare, numbers))
+    assert_equal_weights(ahead, trained(workspace, tmp_path / "in turn"))
+
+
+@needs_gpu
+def test_a_compiled_training_learns_as_one_by_torchs_own_kernels(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "generated"))
+    fits = [
+        trained(workspace, tmp_path / str(compiles), train__compile=compiles, train__deterministic=False)
+        for compiles in (False, True)
+    ]
+    losses, others = ([row["train_loss"] for row in fit.state.history] for fit in fits)
+    assert others == pytest.approx(losses, rel=0.1) and others[-1] < others[0]
 
 
 @needs_gpu

@@ -12,13 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cifarflow.compute.streams import one_ahead
 from cifarflow.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
 from cifarflow.data.augment import GREY, Augmentation, all_windows, gather, take_windows
 from cifarflow.data.batches import BatchPlan, even_slices
 from cifarflow.data.randomness import generator
 from cifarflow.training.difficulty import Difficulty
 from cifarflow.training.losses import LOSSES
-from cifarflow.training.muon import QUINTIC_COEFFICIENTS, Muon, orthogonalise
+from cifarflow.training.muon import (
+    QUINTIC_COEFFICIENTS,
+    Muon,
+    _moved_as_one,
+    _moved_by_size,
+    orthogonalise,
+)
 from cifarflow.training.optimizers import OPTIMIZERS, schedule_groups
 from cifarflow.training.progress import training_progress
 from cifarflow.training.schedules import SCHEDULES, learning_rate_factor
@@ -108,6 +115,15 @@ def test_orthogonalise_in_bf16_is_the_same_direction_within_its_rounding() -> No
         assert one.dtype == torch.float32 and not torch.equal(one, other)
         assert (one - other).norm() < 0.05 * other.norm()
         assert torch.linalg.svdvals(one).max() < 1.6
+
+
+def test_all_matrices_as_one_move_as_each_by_itself() -> None:
+    """The form for a GPU, in which all are padded to one size: also here, where nothing is rounded to TF32."""
+    torch.manual_seed(0)
+    wide = [torch.randn(rows, columns) for rows, columns in ((8, 20), (16, 72), (16, 144), (12, 12))]
+    wide = [one / one.norm() for one in wide]
+    for one, other in zip(_moved_as_one(wide, steps=3), _moved_by_size(wide, steps=3), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_orthogonalise_keeps_singular_vectors() -> None:
@@ -330,3 +346,14 @@ def test_elsewhere_an_epoch_is_a_line_and_a_step_is_none() -> None:
         progress.step(5, Seen(loss=0.7, accuracy=0.25), images_per_second=12_345)
         progress.say("epoch line")
     assert stream.getvalue() == "epoch line\n"
+
+
+def test_on_a_processor_a_step_finds_what_the_step_before_it_wrote() -> None:
+    """On a GPU pictures are made one step ahead; here that would gain nothing."""
+    written = [0]
+    for number, (found,) in enumerate(
+        one_ahead(torch.device("cpu"), lambda _: (torch.tensor(written[-1]),), range(1, 4))
+    ):
+        assert int(found) == number
+        written.append(number + 1)
+    assert written == [0, 1, 2, 3]

@@ -73,7 +73,7 @@ def choose_at_once(
             raise ConfigError(
                 f"params.yaml: train.micro_batches_at_once is {at_once}, but only one can be {obstacle}. Use auto or 1."
             )
-        return at_once, f"{at_once} micro-batches at once: as asked"
+        return at_once, f"{at_once} micro-batch{'es' * (at_once > 1)} at once: as asked"
     if obstacle:
         return 1, f"1 micro-batch at once: more cannot be {obstacle}"
     if convolution == "direct":

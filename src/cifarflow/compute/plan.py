@@ -2,16 +2,18 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from cifarflow.compute import choices
 from cifarflow.compute.operations import OwnOperations
 from cifarflow.compute.processes import Processes
 from cifarflow.config.schema import TrainConfig
+
+Code = TypeVar("Code", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,28 +37,28 @@ class ComputePlan:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             yield
 
-    def optimizer_autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Around the optimizers: on a processor Muon's products are in bf16 where training is, on a GPU in TF32."""
-        return torch.autocast(
-            "cpu", torch.bfloat16, enabled=(self.device.type, self.precision) == ("cpu", "bf16")
-        )
-
     def operations(self, sizes: Sequence[int]) -> contextlib.AbstractContextManager[object]:
         """Around a forward pass that is trained on, of micro-batches of so many pictures, one behind the other."""
         library_alone = self.device.type != "cpu" or self.compile
         return contextlib.nullcontext() if library_alone else OwnOperations(self.convolution, sizes=sizes)
 
-    def compiled(self, model: nn.Module) -> nn.Module:
-        """What a step calls in place of `model`, whose weights it shares."""
+    def compiled(self, what: Code, *, reorders_loops: bool = True) -> Code:
+        """What is called in place of a network, whose weights it shares, or of a function.
+
+        `reorders_loops` is to be false for what works on lists of tensors, over which the compiler of torch 2.11
+        stumbles on a GPU.
+        """
         if not self.compile:
-            return model
+            return what
         # On a GPU each size of batch has code of its own: few sizes occur, and code for any is slower.
-        return torch.compile(model, dynamic=False if self.device.type == "cuda" else None)  # pyright: ignore[reportReturnType]
+        dynamic = False if self.device.type == "cuda" else None
+        options = None if reorders_loops else {"loop_ordering_after_fusion": False}
+        return torch.compile(what, dynamic=dynamic, options=options)  # pyright: ignore[reportReturnType, reportCallIssue, reportArgumentType]
 
     def take_effect(self) -> None:
         """Make the settings of the whole process that go with the plan."""
         torch.set_num_threads(self.threads)
-        # What stays in fp32 beside bf16 (Muon's products) can do with TF32, which has more bits of mantissa than bf16.
+        # What stays in fp32 beside bf16 can do with TF32, which has more bits of mantissa than bf16.
         loose = self.device.type == "cuda" and self.precision == "bf16"
         torch.set_float32_matmul_precision("high" if loose else "highest")
         torch.backends.cudnn.allow_tf32 = (

@@ -1,5 +1,6 @@
 """Augmentation of whole batches of stored bytes: shift and mirror, then cutout."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,24 @@ from cifarflow.data.randomness import generator
 GREY = 128
 WINDOWS_LIMIT_BYTES = 1 << 30
 """Up to this size, padded copies of all pictures and of their mirror images are held in memory."""
+
+
+def gather(images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, mirrored: Tensor) -> Tensor:
+    """Pictures shifted by `rows` and `columns` (int64 `[B]`), edges mirrored, then turned left to right where asked.
+
+    One gather of pixels: quick on a GPU, where each thread moves one.
+    """
+    height, width = images.shape[1:3]
+    y, x = _positions(height, rows), _positions(width, columns)
+    x = torch.where(mirrored.unsqueeze(1), x.flip(1), x)
+    return images[indices[:, None, None], y[:, :, None], x[:, None, :]]
+
+
+def _positions(size: int, shift: Tensor) -> Tensor:
+    """int64 `[B, size]`: where each row or column comes from."""
+    there_and_back = 2 * (size - 1)
+    position = (torch.arange(size, device=shift.device) + shift.unsqueeze(1)) % there_and_back
+    return torch.where(position < size, position, there_and_back - position)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,6 +46,8 @@ class Augmentation:
     brightness: float
     contrast: float
     seed: int
+    gather: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] = field(default=gather, repr=False)
+    """`gather` or its compiled form: what takes the pictures where there are no windows of them."""
     _windows: np.ndarray | None = field(init=False, repr=False)
     _first_side: Tensor = field(init=False, repr=False)
 
@@ -53,7 +74,7 @@ class Augmentation:
         if self._windows is not None:
             batch = take_windows(self._windows, indices, rows, columns, mirrored)
         else:
-            batch = gather(self.images, indices, rows, columns, mirrored)
+            batch = self.gather(self.images, indices, rows, columns, mirrored)
         if self.brightness or self.contrast:
             batch = _lit(batch, random, brightness=self.brightness, contrast=self.contrast)
         return _cut_out(batch, self.cutout_pixels, random) if self.cutout_pixels else batch
@@ -71,24 +92,6 @@ class Augmentation:
             sides = torch.randint(2, (len(indices),), generator=random)
             return sides.to(indices.device, non_blocking=True).bool()
         return (self._first_side[indices] + epoch) % 2 == 1
-
-
-def gather(images: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, mirrored: Tensor) -> Tensor:
-    """Pictures shifted by `rows` and `columns` (int64 `[B]`), edges mirrored, then turned left to right where asked.
-
-    One gather of pixels: quick on a GPU, where each thread moves one.
-    """
-    height, width = images.shape[1:3]
-    y, x = _positions(height, rows), _positions(width, columns)
-    x = torch.where(mirrored.unsqueeze(1), x.flip(1), x)
-    return images[indices[:, None, None], y[:, :, None], x[:, None, :]]
-
-
-def _positions(size: int, shift: Tensor) -> Tensor:
-    """int64 `[B, size]`: where each row or column comes from."""
-    there_and_back = 2 * (size - 1)
-    position = (torch.arange(size, device=shift.device) + shift.unsqueeze(1)) % there_and_back
-    return torch.where(position < size, position, there_and_back - position)
 
 
 def all_windows(images: np.ndarray, reach: int) -> np.ndarray:

@@ -29,7 +29,10 @@ class ExportedClassifier(nn.Module):
     def __init__(self, model: nn.Module, description: ModelDescription) -> None:
         super().__init__()
         self.preprocess = Preprocess(
-            mean=description.mean, std=description.std, image_size=description.image_size
+            mean=description.mean,
+            std=description.std,
+            image_size=description.image_size,
+            always_resizes=True,
         )
         self.model = model
 

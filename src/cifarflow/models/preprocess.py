@@ -14,21 +14,27 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 class Preprocess(nn.Module):
-    """uint8 `[N, H, W, 3]` of any size -> normalised float32 `[N, 3, image_size, image_size]`."""
+    """uint8 `[N, H, W, 3]` of any size -> normalised float32 `[N, 3, image_size, image_size]`.
+
+    With `always_resizes` also what has that size already, and is the same afterwards: for a graph that is exported, in
+    which the size is not known. (`torch.compiler.is_exporting` says so in compiled steps of torch 2.11, too.)
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, mean: Sequence[float], std: Sequence[float], image_size: int) -> None:
+    def __init__(
+        self, *, mean: Sequence[float], std: Sequence[float], image_size: int, always_resizes: bool = False
+    ) -> None:
         super().__init__()
         self.image_size = image_size
+        self.always_resizes = always_resizes
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = normalise(images, self.mean, self.std)
-        if torch.compiler.is_exporting() or images.shape[1:3] != (self.image_size, self.image_size):
+        if self.always_resizes or images.shape[1:3] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
-            # The size is not known when a graph is exported, so the resize is always in it: at equal size it is exact.
             pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
         return pixels

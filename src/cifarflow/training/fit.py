@@ -8,26 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cifarflow.compute.processor import pictures_at_once
+from cifarflow.compute.streams import one_ahead
 from cifarflow.errors import CheckpointError, TrainingError
 from cifarflow.evaluation.predict import predict_logits
 from cifarflow.training.checkpoint import Checkpoints
 from cifarflow.training.difficulty import Difficulty
 from cifarflow.training.graphs import RecordedStep, recorded
 from cifarflow.training.interrupts import Interrupts, TrainingInterrupted
-from cifarflow.training.losses import LOSSES
-from cifarflow.training.optimizers import build_optimizers, keep_rates_on, schedule_groups
+from cifarflow.training.optimizers import (
+    build_optimizers,
+    compile_filters,
+    keep_rates_on,
+    schedule_groups,
+)
 from cifarflow.training.progress import TrainingProgress, training_progress
 from cifarflow.training.schedules import learning_rate_factor
 from cifarflow.training.state import SNAPSHOT_KEYS, TrainState
-from cifarflow.training.step import Step, batch_norms
+from cifarflow.training.step import Judge, Step, batch_norms
 from cifarflow.training.task import Task
 from cifarflow.training.watch import LossWatch, NotFiniteError
 
 EpochHook = Callable[[TrainState], None]
 VALIDATION_BATCH_SIZE = 125
+VALIDATION_BATCHES_ON_A_GPU = 8
+"""At once: one of them leaves it idle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,18 +64,23 @@ class Fit:
         if (saved := checkpoints.load(keys=SNAPSHOT_KEYS)) is not None:
             _restore(state, saved, folder=checkpoints.folder)
         task.processes.agree(model)
+        judge = Judge(
+            model,
+            loss=task.loss,
+            label_smoothing=config.loss.label_smoothing,
+            compute=task.compute,
+        )
         step = Step(
             model=model,
-            forward=task.compute.compiled(model),
+            judge=task.compute.compiled(judge),
             optimizers=optimizers,
-            loss=LOSSES.get(config.loss.name, where="params.yaml: train.loss.name"),
-            label_smoothing=config.loss.label_smoothing,
             compute=task.compute,
             batch_size=config.batch_size,
             batch_norms=batch_norms(model),
             seed=task.batches.seed,
             processes=task.processes,
         )
+        compile_filters(optimizers, task.compute.compiled)
         if task.compute.device.type == "cuda":
             keep_rates_on(task.compute.device, optimizers)
         return cls(
@@ -103,21 +115,25 @@ class Fit:
         state, task = self.state, self.task
         first_step = epoch * task.batches.steps_per_epoch
         batches = task.batches.batches(epoch)[: task.total_steps - first_step]
+
+        def prepare(step: int) -> tuple[Tensor, Tensor, Tensor]:
+            indices = state.difficulty.hardest(batches[step - first_step], task.kept_at(step))
+            return indices, *task.drawn(indices, epoch=epoch, step=step)
+
+        steps = range(state.step, first_step + len(batches))
+        prepared = one_ahead(task.compute.device, prepare, steps)
         self.step.model.train()
-        for drawn in batches[state.step - first_step :]:
+        for step in steps:
             start = time.perf_counter()
-            indices = state.difficulty.hardest(drawn, task.kept_at(state.step))
+            indices, images, labels = next(prepared)
             schedule_groups(
-                state.optimizers, progress=state.step / task.total_steps, factor=self._learning_rate_factor
+                state.optimizers, progress=step / task.total_steps, factor=self._learning_rate_factor
             )
-            images = task.augmentation(indices, epoch=epoch, step=state.step)
-            labels = task.train.labels[indices.to(images.device, non_blocking=True)]
             self.step.clear_gradients()
-            preprocess = task.preprocess(task.pixels_at(state.step))
-            losses, right = self.take_step(images, labels, preprocess, number=state.step)
+            losses, right = self.take_step(images, labels, task.preprocess(task.pixels_at(step)), number=step)
             state.record(indices, losses, right)
             self.watch.add(losses, right)
-            if self.watch.is_due() or drawn is batches[-1]:
+            if self.watch.is_due() or step == steps[-1]:
                 self._check_losses()
             state.seconds += time.perf_counter() - start
             if task.averages_at(state.step):
@@ -179,14 +195,15 @@ class Fit:
         pixels = task.pixels_at(self.state.step - 1)
         labels = task.validation.labels
         own = slice(*task.processes.bounds(len(labels)))
+        times = VALIDATION_BATCHES_ON_A_GPU if labels.is_cuda else 1
         with task.compute.autocast():
             logits = predict_logits(
                 model,
                 task.validation.images[own],
                 preprocess=task.preprocess(pixels),
-                batch_size=min(VALIDATION_BATCH_SIZE, pictures_at_once(pixels)),
+                batch_size=min(VALIDATION_BATCH_SIZE, pictures_at_once(pixels)) * times,
             )
-        loss = self.step.loss(logits, labels[own], 0.0).sum()
+        loss = self.task.loss(logits, labels[own], 0.0).sum()
         found = torch.stack((loss.double(), (logits.argmax(1) == labels[own]).sum().double()))
         loss_sum, correct = task.processes.add_up(found).tolist()
         if not math.isfinite(loss_sum):  # the last step's weights, whose loss no step will see

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 QUINTIC_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -45,6 +46,7 @@ class Muon(torch.optim.Optimizer):
         for parameter in (p for group in self.param_groups for p in group["params"]):
             if parameter.ndim != 4:
                 raise ValueError(f"Muon takes 4-D convolution filters, got shape {tuple(parameter.shape)}")
+        self.move = move
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -59,26 +61,36 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """All at once: on a GPU the work for one filter is done sooner than asked for."""
-        momentum, rate = group["momentum"], group["lr"]
         gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
         velocities = [self._velocity(parameter) for parameter in parameters]
-        torch._foreach_mul_(velocities, momentum)
-        torch._foreach_add_(velocities, gradients)
-        ahead = torch._foreach_add(gradients, velocities, alpha=momentum)
-        directions = orthogonalise([one.flatten(1) for one in ahead], steps=NEWTON_SCHULZ_STEPS)
-        directions = [one.view(like.shape) for one, like in zip(directions, parameters, strict=True)]
-        _normalise(parameters)
-        if isinstance(rate, Tensor):  # on a GPU, where a recorded step reads it
-            torch._foreach_sub_(parameters, torch._foreach_mul(directions, rate))
-        else:
-            torch._foreach_add_(parameters, directions, alpha=-rate)
+        self.move(parameters, gradients, velocities, momentum=group["momentum"], rate=group["lr"])
 
     def _velocity(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(cast(Tensor, parameter.grad))
         return state["momentum_buffer"]
+
+
+def move(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    velocities: list[Tensor],
+    *,
+    momentum: float,
+    rate: float | Tensor,
+) -> None:
+    """Take a step in place, with all filters at once: on a GPU the work for one is done sooner than asked for."""
+    torch._foreach_mul_(velocities, momentum)
+    torch._foreach_add_(velocities, gradients)
+    ahead = torch._foreach_add(gradients, velocities, alpha=momentum)
+    directions = orthogonalise([one.flatten(1) for one in ahead], steps=NEWTON_SCHULZ_STEPS)
+    directions = [one.view(like.shape) for one, like in zip(directions, parameters, strict=True)]
+    _normalise(parameters)
+    if isinstance(rate, Tensor):  # on a GPU, where a recorded step reads it
+        torch._foreach_sub_(parameters, torch._foreach_mul(directions, rate))
+    else:
+        torch._foreach_add_(parameters, directions, alpha=-rate)
 
 
 def _normalise(parameters: list[Tensor]) -> None:
@@ -99,9 +111,8 @@ def orthogonalise(matrices: list[Tensor], *, steps: int, eps: float = 1e-7) -> l
     wide = [(one.T if _is_tall(one) else one).float() for one in matrices]
     lengths = torch._foreach_norm(wide)
     torch._foreach_add_(lengths, eps)
-    wide = torch._foreach_div(wide, lengths)
-    factors = _polar_factors([one @ one.T for one in wide], steps=steps)
-    found = [factor @ one for factor, one in zip(factors, wide, strict=True)]
+    wide = list(torch._foreach_div(wide, lengths))
+    found = (_moved_as_one if wide[0].is_cuda else _moved_by_size)(wide, steps=steps)
     return [
         (one.T if _is_tall(matrix) else one).to(matrix.dtype)
         for one, matrix in zip(found, matrices, strict=True)
@@ -112,28 +123,41 @@ def _is_tall(matrix: Tensor) -> bool:
     return matrix.shape[0] > matrix.shape[1]
 
 
-def _polar_factors(grams: list[Tensor], *, steps: int) -> list[Tensor]:
-    """For each g = x x^T what x must be multiplied with; those of one size are worked on together.
+def _moved_as_one(wide: list[Tensor], *, steps: int) -> list[Tensor]:
+    """All matrices in one product after the other, with zeros around the smaller ones, which stay zeros.
+
+    A GPU has such a product of all of them as soon as one of a single matrix, which leaves it idle.
+    """
+    rows, columns = max(len(one) for one in wide), max(one.shape[1] for one in wide)
+    stack = torch.stack([F.pad(one, (0, columns - one.shape[1], 0, rows - len(one))) for one in wide])
+    moved = _polar_factor(stack @ stack.mT, steps=steps) @ stack
+    return [one[: len(like), : like.shape[1]] for one, like in zip(moved.unbind(), wide, strict=True)]
+
+
+def _moved_by_size(wide: list[Tensor], *, steps: int) -> list[Tensor]:
+    """Each matrix in products of its own, but for the square ones between: those of one size are worked on together."""
+    grams = [one @ one.T for one in wide]
+    moved = list(wide)
+    for size in sorted({len(gram) for gram in grams}):
+        chosen = [number for number, gram in enumerate(grams) if len(gram) == size]
+        factors = _polar_factor(torch.stack([grams[number] for number in chosen]), steps=steps)
+        for number, factor in zip(chosen, factors.unbind(), strict=True):
+            moved[number] = factor @ wide[number]
+    return moved
+
+
+def _polar_factor(gram: Tensor, *, steps: int) -> Tensor:
+    """For each g = x x^T what x must be multiplied with: [matrices, size, size], both.
 
     x becomes (a + b g + c g^2) x, again and again. All factors are polynomials of the first g, so they commute: the
     wide x is needed only before the first and after the last, and all between is square and small.
     """
-    factors = list(grams)
-    for size in sorted({len(gram) for gram in grams}):
-        chosen = [number for number, gram in enumerate(grams) if len(gram) == size]
-        stack = _polar_factor(torch.stack([grams[number] for number in chosen]), steps=steps)
-        for number, factor in zip(chosen, stack.unbind(), strict=True):
-            factors[number] = factor
-    return factors
-
-
-def _polar_factor(gram: Tensor, *, steps: int) -> Tensor:
-    """[matrices, size, size], both."""
     a, b, c = QUINTIC_COEFFICIENTS
-    product = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device).expand_as(gram)
+    diagonal = torch.eye(gram.shape[1], dtype=torch.bool, device=gram.device)
+    product = diagonal.to(gram.dtype).expand_as(gram)
     for step in range(steps):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
+        factor = torch.where(diagonal, factor + a, factor)  # not in place: no compiler takes that here
         product = factor @ product if step else factor
         if step + 1 < steps:
             gram = factor @ (factor @ gram)

@@ -168,6 +168,13 @@ def keep_rates_on(device: torch.device, optimizers: list[torch.optim.Optimizer])
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
 
 
+def compile_filters(optimizers: list[torch.optim.Optimizer], compiled: Callable[..., Any]) -> None:
+    """Let Muon move filters by what `compiled` makes of its function: its kernels are many and small."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.move = compiled(optimizer.move, reorders_loops=False)
+
+
 def _on_gpu(model: nn.Module) -> bool | None:
     """For `fused`: one kernel for many parameters on a GPU, torch's own choice elsewhere."""
     return next(model.parameters()).is_cuda or None

@@ -24,16 +24,32 @@ def batch_norms(model: nn.Module) -> BatchNorms:
     return [(layer, layer.momentum) for layer in layers if layer.momentum is not None]
 
 
+class Judge(nn.Module):
+    """From stored bytes to losses: all that a pass does before its gradients, in one piece for a compiler."""
+
+    def __init__(self, model: nn.Module, *, loss: Loss, label_smoothing: float, compute: ComputePlan) -> None:
+        super().__init__()
+        self.model, self.loss, self.label_smoothing, self.compute = model, loss, label_smoothing, compute
+
+    def forward(
+        self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of uint8 `images` `[M, H, W, 3]`, and 1 where the answer was right: float32 `[M]`, both."""
+        with self.compute.autocast():
+            pixels = preprocess(images).contiguous(memory_format=self.compute.memory_format)
+            logits = self.model(pixels)
+        losses = self.loss(logits.float(), labels, self.label_smoothing)
+        return losses, (logits.argmax(1) == labels).float()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """What every step of a run has in common."""
 
     model: nn.Module
-    forward: nn.Module
-    """What is called in place of `model`: itself, or its compiled form."""
+    judge: nn.Module
+    """A `Judge` of the model, or its compiled form."""
     optimizers: list[torch.optim.Optimizer]
-    loss: Loss
-    label_smoothing: float
     compute: ComputePlan
     batch_size: int
     batch_norms: BatchNorms
@@ -64,7 +80,7 @@ class Step:
             found[:, cuts[0].start : cuts[-1].stop] = self._learn(images, labels, preprocess, cuts=cuts)
         if combination is not None:
             combination.add_up(found)
-        with self.compute.optimizer_autocast():
+        with self.compute.autocast():  # for Muon's products
             for optimizer in self.optimizers:
                 optimizer.step()
         return found[0], found[1].bool()
@@ -87,14 +103,12 @@ class Step:
         Returns float32 `[2, M]`: losses, and 1 where the answer was right.
         """
         together, sizes = slice(cuts[0].start, cuts[-1].stop), [cut.stop - cut.start for cut in cuts]
-        with self.compute.autocast(), self.compute.operations(sizes):
-            pixels = preprocess(images[together]).contiguous(memory_format=self.compute.memory_format)
-            logits = self.forward(pixels)
-        losses = self.loss(logits.float(), labels[together], self.label_smoothing)
+        with self.compute.operations(sizes):
+            losses, right = self.judge(images[together], labels[together], preprocess)
         (losses.sum() / len(images)).backward()
         if len(cuts) > 1:
             self._count(len(cuts) - 1)  # each layer has counted one itself
-        return torch.stack((losses.detach(), (logits.argmax(1) == labels[together]).float()))
+        return torch.stack((losses.detach(), right))
 
     def _count(self, micro_batches: int) -> None:
         """Tell the layers of batch norm of more micro-batches than they have seen passes."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cifarflow.compute.plan import ComputePlan, plan_compute
 from cifarflow.compute.processes import Processes
 from cifarflow.config.schema import ModelConfig, TrainConfig
-from cifarflow.data.augment import Augmentation
+from cifarflow.data.augment import Augmentation, gather
 from cifarflow.data.batches import BatchPlan, even_slices
 from cifarflow.data.packed import DatasetInfo, read_dataset, read_split
 from cifarflow.errors import ConfigError
@@ -17,6 +17,7 @@ from cifarflow.models import create_model
 from cifarflow.models.preprocess import Preprocess
 from cifarflow.models.registry import WhitensInput
 from cifarflow.training.difficulty import kept_of
+from cifarflow.training.losses import LOSSES, Loss
 from cifarflow.workspace import Workspace
 
 WHITENING_PIXELS = 5000 * 32 * 32
@@ -84,9 +85,18 @@ class Task:
             validation=validation,
             dataset=dataset,
             batches=batches,
-            augmentation=Augmentation(images=train.images, **config.augment.model_dump(), seed=seed),
+            augmentation=Augmentation(
+                images=train.images,
+                **config.augment.model_dump(),
+                seed=seed,
+                gather=compute.compiled(gather),
+            ),
             processes=processes,
         )
+
+    @property
+    def loss(self) -> Loss:
+        return LOSSES.get(self.config.loss.name, where="params.yaml: train.loss.name")
 
     @property
     def total_steps(self) -> int:
@@ -115,6 +125,12 @@ class Task:
         """The part of a drawn batch that a step trains on, in (0, 1]."""
         progress = step / self.total_steps
         return next((stage.keep for stage in self.config.selection if progress < stage.until), 1.0)
+
+    def drawn(self, indices: Tensor, *, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """The training pictures `indices` (int64 `[B]`), augmented, and their labels."""
+        labels = self.train.labels
+        images = self.augmentation(indices, epoch=epoch, step=step)
+        return images, labels[indices.to(labels.device, non_blocking=True)]
 
     def averages_at(self, step: int) -> bool:
         """Whether the weights after `step` steps go into their average."""
