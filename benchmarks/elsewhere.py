@@ -39,7 +39,7 @@ ROWS = (
         against="airbench94_muon.py, the public record's own script, on the same GPU",
         goal="<= 0.9",
         command="uv run python -m benchmarks.gpu_time --compile "
-        "--script ../cifar10-airbench/airbench94_muon.py --keep gpu-94",
+        "--script ../cifar10-airbench/airbench94_muon.py --recipe gpu94 --keep gpu-94",
     ),
     Row(
         name="gpu-96",
