@@ -84,10 +84,10 @@ def test_two_processes_that_are_interrupted_go_on_and_end_as_one_does(checkout: 
 
 
 def test_two_processes_with_several_micro_batches_at_once_take_the_steps_of_one(checkout: Checkout) -> None:
-    """One process takes five micro-batches as two and three, two of them theirs at once: it rounds otherwise."""
+    """Five micro-batches go through the network in one pass there, two and three here: each rounds otherwise."""
     ends = []
     for launch in ("python", TORCHRUN):
-        checkout.set_params(train__launch=launch, train__micro_batches_at_once="3", train__epochs="0.5")
+        checkout.set_params(train__launch=launch, train__micro_batches_at_once="5", train__epochs="0.5")
         checkout.dvc("repro", "train")
         ends.append(load_file(checkout.workspace.model_weights))
     alone, together = ends
