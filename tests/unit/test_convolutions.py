@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarflow.compute import taps, winograd
+from cifarflow.compute import taps, whole_maps, winograd
 from cifarflow.compute.convolutions import METHODS, taps_pay, winograd_pays
 from cifarflow.compute.operations import OwnOperations
 from cifarflow.compute.winograd import Tiling, Transforms
@@ -66,6 +66,15 @@ def test_tap_by_tap_maps_may_be_smaller_than_the_filters(height: int, width: int
     assert_right(taps.convolve, operands(7, 6, 10, height, width, padding=1), padding=1)
 
 
+def on_whole_maps(images: Tensor, filters: Tensor, *, padding: int) -> Tensor:
+    assert padding == 1
+    return whole_maps.convolve(images, filters)
+
+
+def test_a_whole_map_of_2x2_may_be_one_product() -> None:
+    assert_right(on_whole_maps, operands(7, 6, 10, 2, 2, padding=1), padding=1)
+
+
 def assert_right(convolve: Any, tensors: tuple[Tensor, Tensor, Tensor], *, padding: int) -> None:
     images, filters, gradient = tensors
     ours = (images.clone().requires_grad_(), filters.clone().requires_grad_())
@@ -80,8 +89,10 @@ def assert_right(convolve: Any, tensors: tuple[Tensor, Tensor, Tensor], *, paddi
         assert error(operand.grad, reference.grad) < ROUNDING
 
 
-@pytest.mark.parametrize("side", [2, 3])
-def test_in_bf16_the_gradient_tap_by_tap_is_as_near_to_the_exact_one_as_the_librarys(side: int) -> None:
+@pytest.mark.parametrize(("own", "side"), [(taps.convolve, 2), (taps.convolve, 3), (on_whole_maps, 2)])
+def test_in_bf16_our_gradients_of_filters_are_as_near_to_the_exact_one_as_the_librarys(
+    own: Any, side: int
+) -> None:
     images, filters, gradient = operands(125, 64, 96, side, side, padding=1)
 
     def of_filters(convolve: Any, dtype: torch.dtype) -> Tensor:
@@ -94,7 +105,7 @@ def test_in_bf16_the_gradient_tap_by_tap_is_as_near_to_the_exact_one_as_the_libr
         return weight.grad.double()
 
     exact = of_filters(F.conv2d, torch.float64)
-    ours, library = (of_filters(convolve, torch.bfloat16) for convolve in (taps.convolve, F.conv2d))
+    ours, library = (of_filters(convolve, torch.bfloat16) for convolve in (own, F.conv2d))
     assert (ours - exact).norm() < 1.1 * (library - exact).norm() < 0.01 * exact.norm()
 
 
