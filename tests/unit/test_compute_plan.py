@@ -36,6 +36,7 @@ def test_what_is_asked_for_is_taken() -> None:
         precision="bf16",
         memory_format="contiguous",
         convolution="direct",
+        fused_kernels=False,
         micro_batch_size=7,
         micro_batches_at_once=2,
         threads=3,
@@ -47,11 +48,12 @@ def test_what_is_asked_for_is_taken() -> None:
         "precision": "bf16",
         "memory_format": "contiguous",
         "convolution": "direct",
+        "fused_kernels": "false",
         "micro_batch_size": "7",
         "micro_batches_at_once": "2",
         "compile": "false",
     }
-    assert len(asked.reasons) == 9 and all("as asked" in reason for reason in asked.reasons)
+    assert len(asked.reasons) == 10 and all("as asked" in reason for reason in asked.reasons)
     with asked.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     asked.take_effect()
@@ -189,6 +191,42 @@ def test_a_convolution_where_it_is_not_for_is_a_clear_error(changes: dict[str, A
         ConfigError, match=rf"train\.convolution is '{convolution}'.*not {obstacle}.*Use auto or direct"
     ):
         plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("has_openmp", "changes", "chosen", "reason"),
+    [
+        (True, {}, True, "pass the memory half as often"),
+        (True, {"fused_kernels": True}, True, "as asked"),
+        (True, {"fused_kernels": False}, False, "as asked"),
+        (True, {"memory_format": "contiguous"}, False, "none in the contiguous memory format"),
+        (False, {}, False, "none without the system's OpenMP (libgomp)"),
+    ],
+)
+def test_kernels_are_fused_where_they_can_be(
+    monkeypatch: pytest.MonkeyPatch, has_openmp: bool, changes: dict[str, Any], chosen: bool, reason: str
+) -> None:
+    monkeypatch.setattr(processor, "numba_has_openmp", lambda: has_openmp)
+    choice = plan(**changes)
+    assert choice.fused is chosen and choice.describe()["fused_kernels"] == str(chosen).lower()
+    assert [line for line in choice.reasons if "fused kernels" in line and reason in line]
+
+
+@pytest.mark.parametrize(
+    ("changes", "obstacle"),
+    [
+        ({"memory_format": "contiguous"}, "in the contiguous memory format"),
+        ({}, r"without the system's OpenMP \(libgomp\)"),
+    ],
+)
+def test_fused_kernels_where_there_are_none_are_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], obstacle: str
+) -> None:
+    monkeypatch.setattr(processor, "numba_has_openmp", lambda: "memory_format" in changes)
+    with pytest.raises(
+        ConfigError, match=rf"train\.fused_kernels is true.*none {obstacle}.*Use auto or false"
+    ):
+        plan(fused_kernels=True, **changes)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

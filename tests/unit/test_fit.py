@@ -156,7 +156,7 @@ def test_deterministic_and_compiled_trainings_end_with_the_same_weights(
     plain, deterministic, compiled = (
         small_fit(
             workspace,
-            small_config(train__micro_batches_at_once=1, **changes),
+            small_config(train__micro_batches_at_once=1, train__fused_kernels=False, **changes),
             checkpoints=fresh(tmp_path / str(number)),
         )
         for number, changes in enumerate(({}, {"train__deterministic": True}, {"train__compile": True}))

@@ -123,6 +123,29 @@ def choose_graphs(graphs: bool | str, device: torch.device, processes: Processes
     return True, "steps as CUDA graphs: asking for kernels one by one takes longer than small ones run"
 
 
+def choose_fused(
+    fused: bool | str, *, device: torch.device, layout: torch.memory_format, compiles: bool
+) -> tuple[bool, str]:
+    if fused is False:
+        return False, "no fused kernels: as asked"
+    obstacles = {
+        f"on {device.type}": device.type != "cpu",
+        "in the contiguous memory format": layout != torch.channels_last,
+        "in a compiled step": compiles,
+        "without the system's OpenMP (libgomp)": device.type == "cpu" and not processor.numba_has_openmp(),
+    }
+    obstacle = next((where for where, is_there in obstacles.items() if is_there), None)
+    if obstacle and fused is True:
+        raise ConfigError(
+            f"params.yaml: train.fused_kernels is true, but there are none {obstacle}: they are for a processor, "
+            "channels_last and a step that is not compiled. Use auto or false."
+        )
+    if obstacle:
+        return False, f"no fused kernels: there are none {obstacle}"
+    why = "as asked" if fused is True else "they pass the memory half as often"
+    return True, f"fused kernels for batch norm, GELU and pooling: {why}"
+
+
 def choose_convolution(
     convolution: str, *, device: torch.device, precision: str, layout: torch.memory_format, compiles: bool
 ) -> tuple[str, str]:

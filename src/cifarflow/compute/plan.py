@@ -24,6 +24,7 @@ class ComputePlan:
     precision: str
     memory_format: torch.memory_format
     convolution: str
+    fused: bool
     micro_batch_size: int
     micro_batches_at_once: int
     threads: int
@@ -40,7 +41,9 @@ class ComputePlan:
     def operations(self, sizes: Sequence[int]) -> contextlib.AbstractContextManager[object]:
         """Around a forward pass that is trained on, of micro-batches of so many pictures, one behind the other."""
         library_alone = self.device.type != "cpu" or self.compile
-        return contextlib.nullcontext() if library_alone else OwnOperations(self.convolution, sizes=sizes)
+        if library_alone:
+            return contextlib.nullcontext()
+        return OwnOperations(self.convolution, fused=self.fused, sizes=sizes)
 
     def compiled(self, what: Code, *, reorders_loops: bool = True) -> Code:
         """What is called in place of a network, whose weights it shares, or of a function.
@@ -80,6 +83,7 @@ class ComputePlan:
             "precision": self.precision,
             "memory_format": layout,
             "convolution": self.convolution,
+            "fused_kernels": str(self.fused).lower(),
             "micro_batch_size": str(self.micro_batch_size),
             "micro_batches_at_once": str(self.micro_batches_at_once),
             "compile": str(self.compile).lower(),
@@ -102,6 +106,9 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
     convolution, convolution_reason = choices.choose_convolution(
         config.convolution, device=device, precision=precision, layout=layout, compiles=compiles
     )
+    fused, fused_reason = choices.choose_fused(
+        config.fused_kernels, device=device, layout=layout, compiles=compiles
+    )
     at_once, at_once_reason = choices.choose_at_once(
         config.micro_batches_at_once, device=device, compiles=compiles, convolution=convolution
     )
@@ -111,6 +118,7 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
         precision_reason,
         layout_reason,
         convolution_reason,
+        *([fused_reason] if device.type == "cpu" else []),
         micro_batch_reason,
         *([at_once_reason] if device.type == "cpu" else []),
         compile_reason,
@@ -121,6 +129,7 @@ def plan_compute(config: TrainConfig, *, image_size: int, processes: Processes |
         precision=precision,
         memory_format=layout,
         convolution=convolution,
+        fused=fused,
         micro_batch_size=micro_batch_size,
         micro_batches_at_once=at_once,
         threads=threads,

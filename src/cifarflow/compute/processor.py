@@ -1,5 +1,6 @@
 """What the processor offers. Asked of the system and of torch, never timed: a busy machine must not change a result."""
 
+import importlib
 import math
 import os
 from collections.abc import Mapping
@@ -34,6 +35,15 @@ def _quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
 def bf16_units() -> list[str]:
     """Names of the processor's units for products in bf16; without any, bf16 is emulated, slower than float32."""
     return [name for name in BF16_UNITS if capabilities().get(name)]
+
+
+def numba_has_openmp() -> bool:
+    """Whether loops that numba compiles can share their work by OpenMP: it wants the system's GNU library."""
+    try:
+        importlib.import_module("numba.np.ufunc.omppool")
+    except ImportError:
+        return False
+    return True
 
 
 def capabilities() -> Mapping[str, object]:

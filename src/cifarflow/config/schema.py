@@ -190,6 +190,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"]
     memory_format: Literal["auto", "channels_last", "contiguous"]
     convolution: Literal["auto", "direct", "winograd", "taps"]
+    fused_kernels: AutoOrBool
     device: Literal["auto", "cpu", "cuda"]
     threads: AutoOrCount
     compile: AutoOrBool

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifarflow.compute.activation import batch_norm_gelu
 from cifarflow.models.registry import MODELS
 
 MIN_IMAGE_SIZE = 16
@@ -112,9 +113,9 @@ class ConvGroup(nn.Module):
             self.norm3 = _batch_norm(width_out, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        halved = F.gelu(self.norm1(_convolve_and_halve(x, self.conv1.weight)))
-        x = F.gelu(self.norm2(self.conv2(halved)))
-        return F.gelu(self.norm3(self.conv3(x)) + halved) if self.depth == 3 else x
+        halved = batch_norm_gelu(_convolve_and_halve(x, self.conv1.weight), self.norm1)
+        x = batch_norm_gelu(self.conv2(halved), self.norm2)
+        return batch_norm_gelu(self.conv3(x), self.norm3, halved) if self.depth == 3 else x
 
 
 def _convolve_and_halve(x: Tensor, weight: Tensor) -> Tensor:
