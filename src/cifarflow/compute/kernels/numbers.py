@@ -49,7 +49,7 @@ def _stored(value: Any, like: Any) -> Callable[..., Any]:
 
 @part
 def normal(value: Any) -> Any:
-    """The standard normal distribution's part below a value, and its density there, to 3 parts in ten million.
+    """The standard normal distribution's part below a value, and its density there, with errors below 3e-7.
 
     Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), formula 7.1.26.
     """
