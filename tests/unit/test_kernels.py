@@ -217,6 +217,17 @@ def test_a_network_learns_with_them_as_without(taken: list[torch.Size]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_keeps_its_number_of_threads(project: Path, threads: int) -> None:
+    """With more, two processes on two processors took five times the time."""
+    program = f"import torch; torch.set_num_threads({threads})\n{PROGRAM}print(torch.get_num_threads())"
+    variables = {**os.environ, "PYTHONPATH": str(project / "src")}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=variables, check=True, capture_output=True, text=True
+    )
+    assert run.stdout.split() == ["2.996", str(threads)]
+
+
 PROGRAM = """
 import torch
 from cifarflow.compute.kernels import gelu

@@ -39,9 +39,19 @@ def _as_many_threads_as_torch(compiled: Callable[..., None]) -> Callable[..., No
     return call
 
 
+def _start_threads() -> None:
+    """Have numba start its threads now, which sets torch's number of them, since both use one runtime; and set it back."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(threads)
+
+
 def _digest() -> str:
     """Of the code in this folder."""
     whole = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         whole.update(path.read_bytes())
     return whole.hexdigest()[:12]
+
+
+_start_threads()
