@@ -40,7 +40,7 @@ def _as_many_threads_as_torch(compiled: Callable[..., None]) -> Callable[..., No
 
 
 def _start_threads() -> None:
-    """Have numba start its threads now. That sets torch's number of them, since both use one runtime, so set it back."""
+    """Have numba start its threads now. That sets torch's number of them, as both use one runtime, so set it back."""
     threads = torch.get_num_threads()
     numba.set_num_threads(1)
     torch.set_num_threads(threads)
