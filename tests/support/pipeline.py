@@ -174,6 +174,9 @@ def make_checkout(root: Path) -> Checkout:
         if name and source.is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, root / name)
+    for compiled in (PROJECT / "src").rglob("*.nb[ci]"):  # numba's, which would take ten seconds a checkout
+        (root / compiled.relative_to(PROJECT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(compiled, root / compiled.relative_to(PROJECT))
     (root / "dvc.lock").unlink(missing_ok=True)
     checkout = Checkout(root=root)
     checkout.run("git", "init", "-q", "-b", "main")
