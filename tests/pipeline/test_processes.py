@@ -81,7 +81,9 @@ def test_two_processes_that_are_interrupted_go_on_and_end_as_one_does(checkout: 
         # two with the library's operations, two with ours.
         assert (together[name] - tensor).abs().max() <= 5e-2 * tensor.abs().max(), name
     for row, reference in zip(history(checkout), alone_history, strict=True):
-        assert row == pytest.approx(reference, rel=5e-3, abs=0.02)
+        for name, value in row.items():
+            two_pictures = 0.05 if name == "validation_accuracy" else 0.02  # of 40
+            assert value == pytest.approx(reference[name], rel=5e-3, abs=two_pictures), name
 
 
 def test_two_processes_with_several_micro_batches_at_once_take_the_steps_of_one(checkout: Checkout) -> None:
