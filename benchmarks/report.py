@@ -13,7 +13,7 @@ from benchmarks.result import Result
 from cifarflow.compute.processor import bf16_units, usable_processors
 from cifarflow.provenance import processor_name
 
-VERSIONS = ("torch", "torchvision", "numpy", "mlflow", "onnxruntime")
+VERSIONS = ("torch", "torchvision", "numba", "numpy", "mlflow", "onnxruntime")
 GIB = 1 << 30
 HEAD = "| what | against | goal | measured (min to max, rounds) | met? |\n|---|---|---|---|---|"
 

@@ -18,7 +18,7 @@ from cifarflow.tracking.identity import EXPERIMENT_TAG, DatasetRecord, PipelineS
 from cifarflow.tracking.tracker import Tracker, open_tracker
 from cifarflow.workspace import Workspace
 
-RECORDED_PACKAGES = ("torch", "torchvision", "mlflow", "dvc", "onnx", "onnxruntime", "numpy")
+RECORDED_PACKAGES = ("torch", "torchvision", "mlflow", "dvc", "onnx", "onnxruntime", "numba", "numpy")
 
 
 def tracked_stage(
