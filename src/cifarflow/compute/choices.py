@@ -159,13 +159,16 @@ def choose_convolution(
         "in a compiled step": compiles,
     }
     own = next((where for where, is_there in obstacles.items() if is_there), None)
-    winograd = own or (f"in {precision}" if precision != "fp32" else None)
-    obstacle = {"taps": own, "winograd": winograd}.get(convolution)
-    if obstacle:
-        fp32 = "fp32, " if convolution == "winograd" else ""
+    of_method = {
+        "taps": own,
+        "winograd": own or (f"in {precision}" if precision != "fp32" else None),
+        "pairs": own or _obstacle_to_pairs(precision),
+    }
+    if obstacle := of_method.get(convolution):
+        wants = {"winograd": "fp32, ", "pairs": "bf16 with AVX512_BF16, "}.get(convolution, "")
         raise ConfigError(
             f"params.yaml: train.convolution is {convolution!r}, which there is not {obstacle}: it is for a processor, "
-            f"{fp32}channels_last and a step that is not compiled. Use auto or direct."
+            f"{wants}channels_last and a step that is not compiled. Use auto or direct."
         )
     if convolution != "auto":
         return convolution, f"{convolution} convolutions: as asked"
@@ -175,7 +178,18 @@ def choose_convolution(
         return "direct", "direct convolutions: others were measured on processors with AVX2 only"
     if precision == "fp32":
         return "winograd", "winograd convolutions of 3x3, where they pay: fewer products in fp32"
+    if not of_method["pairs"] and not processor.capabilities().get("amx_bf16"):
+        return "pairs", "pairs convolutions: loops of our own for the gradients of filters in bf16"
     return (
         "taps",
         "taps convolutions of 3x3, where they pay: filter gradients without the padding of small maps",
     )
+
+
+def _obstacle_to_pairs(precision: str) -> str | None:
+    """On a processor: why its instruction for pairs of bfloat16 numbers cannot be used."""
+    if precision != "bf16":
+        return f"in {precision}"
+    if not processor.capabilities().get("avx512_bf16"):
+        return "without AVX512_BF16"
+    return None if processor.numba_has_openmp() else "without the system's OpenMP (libgomp)"

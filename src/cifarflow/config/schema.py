@@ -189,7 +189,7 @@ class TrainConfig(Section):
     loss: LossConfig
     precision: Literal["auto", "fp32", "bf16"]
     memory_format: Literal["auto", "channels_last", "contiguous"]
-    convolution: Literal["auto", "direct", "winograd", "taps"]
+    convolution: Literal["auto", "direct", "winograd", "taps", "pairs"]
     fused_kernels: AutoOrBool
     device: Literal["auto", "cpu", "cuda"]
     threads: AutoOrCount
