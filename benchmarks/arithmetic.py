@@ -107,7 +107,9 @@ def step_flops(fit: Fit, kind: Kind) -> int:
     task = fit.task
     freeze_as_in(kind, fit)
     count = min(task.compute.micro_batch_size, task.config.batch_size)
-    step = replace(fit.step, optimizers=[])
+    counted = "taps" if task.compute.convolution == "pairs" else task.compute.convolution
+    compute = replace(task.compute, convolution=counted)  # as many products, and torch can count them
+    step = replace(fit.step, optimizers=[], compute=compute)
     step.clear_gradients()
     with FlopCounterMode(display=False, custom_mapping=COUNTED_HERE) as counter:
         step(task.train.images[:count], task.train.labels[:count], task.preprocess(kind.pixels))

@@ -13,7 +13,7 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +31,9 @@ from cifarflow import errors
 from cifarflow.allocator import keep_freed_memory
 
 FORWARD, BACKWARD = "aten::convolution", "aten::convolution_backward"
-TAPS_BACKWARD = (
-    "_ConvolutionBackward"  # of compute/taps.py: the library for the pictures, products for the filters
-)
-COLOURS = 3
+OWN_FORWARD, OWN_BACKWARD = "_Convolution", "_ConvolutionBackward"
+"""Of compute/: around some of the library's, or in their place."""
+CONVOLUTIONS = (FORWARD, BACKWARD, OWN_FORWARD, OWN_BACKWARD)
 SHOWN_SHARE = 0.005
 
 
@@ -75,16 +74,13 @@ def costs_of(step: Callable[[], None]) -> Costs:
     costs: Costs = defaultdict(Cost)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         step()
-    for event in profiler.events() or ():
-        owner = next(
-            (one for one in with_parents(event) if one.name in (FORWARD, BACKWARD, TAPS_BACKWARD)), event
-        )
-        costs[name_of(owner)].seconds += event.self_cpu_time_total / 1e6
-        if event.name == BACKWARD:
-            flops = forward_flops(event)
-            # The gradient of the filters and, behind the first layer, that of the input.
-            costs[name_of(event)].flops += flops if filters_of(event)[1] == COLOURS else 2 * flops
-            costs[name_of(event, FORWARD)].flops += flops
+    events = profiler.events() or ()
+    forwards = {event.sequence_nr: event for event in events if event.name == OWN_FORWARD}
+    for event in events:
+        owner = next((one for one in with_parents(event) if one.name in CONVOLUTIONS), event)
+        costs[name_of(owner, forwards)].seconds += event.self_cpu_time_total / 1e6
+        if event.name in CONVOLUTIONS:
+            costs[name_of(event, forwards)].flops += flops_of(event, forwards)
     return costs
 
 
@@ -96,26 +92,47 @@ def with_parents(event: FunctionEvent) -> Iterator[FunctionEvent]:
         one = one.cpu_parent
 
 
-def name_of(event: FunctionEvent, as_if: str | None = None) -> str:
-    kind = as_if or event.name
-    if kind == TAPS_BACKWARD:
-        inside = next((child for child in event.cpu_children if child.name == BACKWARD), None)
-        return name_of(inside) if inside is not None else kind
-    if kind not in (FORWARD, BACKWARD):
-        return kind.removeprefix("aten::")
-    return f"convolution {filters_of(event)}, {'forward' if kind == FORWARD else 'backward'}"
+def name_of(event: FunctionEvent, forwards: Mapping[int, FunctionEvent]) -> str:
+    if event.name not in CONVOLUTIONS:
+        return event.name.removeprefix("aten::")
+    way = "forward" if event.name in (FORWARD, OWN_FORWARD) else "backward"
+    return f"convolution {filters_of(event, forwards)}, {way}"
 
 
-def filters_of(event: FunctionEvent) -> list[int]:
+def filters_of(event: FunctionEvent, forwards: Mapping[int, FunctionEvent]) -> list[int]:
     """`[out, in, height, width]` of a convolution, forward or backward."""
+    if event.name == OWN_BACKWARD:  # it is not given them; its forward pass has its number
+        event = forwards[event.sequence_nr]
     shapes: Any = event.input_shapes
-    return shapes[1 if event.name == FORWARD else 2]
+    return shapes[2 if event.name == BACKWARD else 1]
 
 
-def forward_flops(backward: FunctionEvent) -> int:
-    """Of the forward pass that belongs to it: two for each multiply-add of each output."""
-    shapes: Any = backward.input_shapes
-    return 2 * math.prod(shapes[0]) * math.prod(filters_of(backward)[1:])
+def flops_of(event: FunctionEvent, forwards: Mapping[int, FunctionEvent]) -> int:
+    """Of a convolution, forward or backward, without those of the library's inside it, which count themselves."""
+    given: Any = event.concrete_inputs
+    shapes: Any = event.input_shapes
+    if event.name == BACKWARD:
+        of_images, of_filters = given[-1][:2]
+        return (of_images + of_filters) * 2 * math.prod(shapes[0]) * math.prod(shapes[2][1:])
+    if event.name == FORWARD:
+        return forward_flops(shapes[0], shapes[1], *given[3:6])
+    forward = event if event.name == OWN_FORWARD else forwards[event.sequence_nr]
+    by_library = any(child.name == "aten::conv2d" for child in forward.cpu_children)
+    shapes, given = forward.input_shapes, forward.concrete_inputs
+    padding = given[2] if len(given) > 2 else 1  # on whole maps it is 1
+    whole = forward_flops(shapes[0], shapes[1], (1, 1), (padding, padding), (1, 1))
+    if event is forward:
+        return 0 if by_library else whole
+    return whole if by_library else 2 * whole  # where the library is not asked, both gradients are ours
+
+
+def forward_flops(images: Sequence[int], filters: Sequence[int], *sides: Sequence[int]) -> int:
+    """Two for each multiply-add of each output, for images `[N, C, H, W]`; `sides`: strides, paddings, dilations."""
+    outputs = (
+        (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+        for size, taps, stride, padding, dilation in zip(images[2:], filters[2:], *sides, strict=True)
+    )
+    return 2 * images[0] * math.prod(outputs) * math.prod(filters)
 
 
 def table(costs: Costs, *, product_rate: float) -> Iterator[str]:

@@ -159,7 +159,9 @@ def test_the_processors_flags_decide_the_precision(
         ({"avx2": True}, {"precision": "bf16"}, "taps", "where they pay"),
         ({"avx2": True}, {"memory_format": "contiguous"}, "direct", "in the contiguous memory format"),
         ({"avx2": True}, {"precision": "bf16", "memory_format": "contiguous"}, "direct", "in the contiguous"),
-        ({"avx2": True, "avx512_bf16": True}, {}, "taps", "where they pay"),
+        ({"avx2": True, "avx512_bf16": True}, {}, "pairs", "loops of our own"),
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": True}, {}, "taps", "where they pay"),
+        ({"avx512_bf16": True}, {"convolution": "pairs"}, "pairs", "as asked"),
         ({}, {}, "direct", "measured on processors with AVX2 only"),
         ({}, {"convolution": "winograd"}, "winograd", "as asked"),
         ({}, {"convolution": "taps"}, "taps", "as asked"),
@@ -173,6 +175,7 @@ def test_our_convolutions_are_chosen_where_they_were_measured(
     reason: str,
 ) -> None:
     monkeypatch.setattr(processor, "capabilities", lambda: capabilities)
+    monkeypatch.setattr(processor, "numba_has_openmp", lambda: True)
     choice = plan(**{"precision": "auto", **changes})
     assert choice.convolution == chosen
     assert [line for line in choice.reasons if "convolutions" in line and reason in line]
@@ -183,9 +186,15 @@ def test_our_convolutions_are_chosen_where_they_were_measured(
     [
         ({"convolution": "winograd", "precision": "bf16"}, "in bf16"),
         ({"convolution": "taps", "memory_format": "contiguous"}, "in the contiguous memory format"),
+        ({"convolution": "pairs", "memory_format": "contiguous"}, "in the contiguous memory format"),
+        ({"convolution": "pairs", "precision": "fp32"}, "in fp32"),
+        ({"convolution": "pairs", "precision": "bf16"}, "without AVX512_BF16"),
     ],
 )
-def test_a_convolution_where_it_is_not_for_is_a_clear_error(changes: dict[str, Any], obstacle: str) -> None:
+def test_a_convolution_where_it_is_not_for_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], obstacle: str
+) -> None:
+    monkeypatch.setattr(processor, "capabilities", lambda: {"avx2": True})
     convolution = changes["convolution"]
     with pytest.raises(
         ConfigError, match=rf"train\.convolution is '{convolution}'.*not {obstacle}.*Use auto or direct"
@@ -233,6 +242,14 @@ def test_fused_kernels_where_there_are_none_are_a_clear_error(
 def test_a_missing_gpu_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"train\.device is 'cuda'.*Use auto or cpu"):
         plan(device="cuda")
+
+
+def test_pairs_want_the_systems_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "capabilities", lambda: {"avx2": True, "avx512_bf16": True})
+    monkeypatch.setattr(processor, "numba_has_openmp", lambda: False)
+    assert plan(precision="bf16").convolution == "taps"
+    with pytest.raises(ConfigError, match=r"'pairs', which there is not without the system's OpenMP"):
+        plan(precision="bf16", convolution="pairs")
 
 
 GPU = torch.device("cuda")

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarflow.compute import taps, whole_maps, winograd
-from cifarflow.compute.convolutions import METHODS, taps_pay, winograd_pays
+from cifarflow.compute import convolutions, taps, whole_maps, winograd
+from cifarflow.compute.convolutions import taps_pay, winograd_pays
+from cifarflow.compute.filter_gradients import convolve
 from cifarflow.compute.operations import OwnOperations
 from cifarflow.compute.winograd import Tiling, Transforms
 from tests.support.networks import network
@@ -20,7 +21,9 @@ from tests.support.networks import network
 ROUNDING = 2e-5  # of float32, relative to the largest value; measured: 3e-6 at most
 
 
-CONVOLVE = {"winograd": winograd.convolve, "taps": taps.convolve}
+by_taps = partial(convolve, filter_gradient=taps.filter_gradient)
+CONVOLVE = {"winograd": winograd.convolve, "taps": by_taps}
+METHODS = list(CONVOLVE)  # `pairs` is for bfloat16 alone: test_pairs.py
 
 
 def operands(
@@ -63,7 +66,7 @@ def test_outputs_and_both_gradients_are_those_of_a_convolution(
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (2, 2), (2, 3)])
 def test_tap_by_tap_maps_may_be_smaller_than_the_filters(height: int, width: int) -> None:
-    assert_right(taps.convolve, operands(7, 6, 10, height, width, padding=1), padding=1)
+    assert_right(by_taps, operands(7, 6, 10, height, width, padding=1), padding=1)
 
 
 def on_whole_maps(images: Tensor, filters: Tensor, *, padding: int) -> Tensor:
@@ -89,7 +92,7 @@ def assert_right(convolve: Any, tensors: tuple[Tensor, Tensor, Tensor], *, paddi
         assert error(operand.grad, reference.grad) < ROUNDING
 
 
-@pytest.mark.parametrize(("own", "side"), [(taps.convolve, 2), (taps.convolve, 3), (on_whole_maps, 2)])
+@pytest.mark.parametrize(("own", "side"), [(by_taps, 2), (by_taps, 3), (on_whole_maps, 2)])
 def test_in_bf16_our_gradients_of_filters_are_as_near_to_the_exact_one_as_the_librarys(
     own: Any, side: int
 ) -> None:
@@ -167,12 +170,12 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     """Shapes of the filters that one of our methods was used with."""
     shapes: list[tuple[int, ...]] = []
 
-    def noted(method: str, images: Tensor, filters: Tensor, *, padding: int) -> Tensor:
+    def noted(convolve: Any, images: Tensor, filters: Tensor, **others: Any) -> Tensor:
         shapes.append(tuple(filters.shape))
-        return CONVOLVE[method](images, filters, padding=padding)
+        return convolve(images, filters, **others)
 
-    monkeypatch.setattr(winograd, "convolve", partial(noted, "winograd"))
-    monkeypatch.setattr(taps, "convolve", partial(noted, "taps"))
+    monkeypatch.setattr(winograd, "convolve", partial(noted, winograd.convolve))
+    monkeypatch.setattr(convolutions, "convolve", partial(noted, convolve))
     yield shapes
 
 

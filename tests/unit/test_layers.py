@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,19 +40,24 @@ def test_operations_are_counted_and_all_time_has_an_owner() -> None:
     assert 0 < sum(cost.seconds for cost in costs.values()) < seconds
 
 
-def test_filter_gradients_tap_by_tap_count_as_the_layers() -> None:
-    layer = nn.Conv2d(128, 128, 3, padding=1, bias=False)
-    images = torch.randn(8, 128, 3, 3, requires_grad=True)
+@pytest.mark.parametrize(
+    ("method", "side", "of_images"),
+    [("taps", 3, True), ("taps", 3, False), ("taps", 2, True), ("winograd", 8, True)],
+)
+def test_our_convolutions_count_as_the_layers(method: str, side: int, of_images: bool) -> None:
+    layer = nn.Conv2d(256, 256, 3, padding=1, bias=False)
+    images = torch.randn(8, 256, side, side, requires_grad=of_images)
 
     def step() -> None:
-        with OwnOperations("taps"):
+        with OwnOperations(method):
             outputs = layer(images)
         outputs.sum().backward()
 
     costs = layers.costs_of(step)
-    assert "convolution [128, 128, 3, 3], forward" in costs
-    assert costs["convolution [128, 128, 3, 3], backward"].seconds > 0
-    assert not {"mm", "matmul", layers.TAPS_BACKWARD} & costs.keys()
+    forward, backward = (costs[f"convolution [256, 256, 3, 3], {way}"] for way in ("forward", "backward"))
+    assert forward.flops == 2 * 8 * side**2 * 9 * 256**2 and forward.seconds > 0
+    assert backward.flops == (2 if of_images else 1) * forward.flops and backward.seconds > 0
+    assert not {"mm", "matmul", layers.OWN_BACKWARD} & costs.keys()
 
 
 def test_the_table_names_what_costs_most_first_and_the_rate_of_convolutions() -> None:

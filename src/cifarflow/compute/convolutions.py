@@ -20,36 +20,36 @@ WIDE_FILTERS = 128 * 128
 """... and the pairs of channels from which on: measured on a processor with AVX-512 (26 November 2026)."""
 
 
-def by_winograd(images: Tensor, filters: Tensor, bias: Tensor | None, padding: int) -> Tensor | None:
+def by_winograd(images: Tensor, filters: Tensor, padding: int) -> Tensor | None:
     """Their convolution, or None where the library's is as fast."""
-    if bias is not None or images.dtype != torch.float32 or filters.shape[2:] != (3, 3):
-        return None
-    if not winograd_pays(images.shape, filters.shape, padding=padding):
+    if images.dtype != torch.float32 or not winograd_pays(images.shape, filters.shape, padding=padding):
         return None
     return winograd.convolve(images, filters, padding=padding)
 
 
-def by_taps(images: Tensor, filters: Tensor, bias: Tensor | None, padding: int) -> Tensor | None:
+def by_taps(images: Tensor, filters: Tensor, padding: int) -> Tensor | None:
     """Their convolution, or None where the library's is as fast."""
-    if bias is not None or not taps_pay(images.shape, filters.shape, padding=padding):
+    if not taps_pay(images.shape, filters.shape, padding=padding):
         return None
     if padding == 1 and tuple(images.shape[2:]) == (whole_maps.SIDE, whole_maps.SIDE):
         return whole_maps.convolve(images, filters)
     return convolve(images, filters, padding=padding, filter_gradient=taps.filter_gradient)
 
 
-def by_pairs(images: Tensor, filters: Tensor, bias: Tensor | None, padding: int) -> Tensor | None:
-    """Their convolution, with the filters' gradient by compiled loops for bfloat16, or None where those are not for it."""
-    from cifarflow.compute.kernels import pairs  # here: what compiles them need not be there for other methods
+def by_pairs(images: Tensor, filters: Tensor, padding: int) -> Tensor | None:
+    """Their convolution, or None where the loops for pairs of bfloat16 numbers are not for it."""
+    from cifarflow.compute.kernels import pairs  # here: other methods need not have what compiles them
 
-    on_whole_maps = tuple(images.shape[2:]) == (whole_maps.SIDE, whole_maps.SIDE)
-    outputs = by_taps(images, filters, bias, padding) if on_whole_maps else None
-    if outputs is None and _dtype(images) == torch.bfloat16 and pairs.can_sum(images, filters):
-        outputs = convolve(images, filters, bias, padding=padding, filter_gradient=pairs.filter_gradient)
-    return outputs
+    if tuple(images.shape[2:]) == (whole_maps.SIDE, whole_maps.SIDE):
+        outputs = by_taps(images, filters, padding)
+        if outputs is not None:
+            return outputs
+    if _dtype(images) != torch.bfloat16 or not pairs.can_sum(images, filters):
+        return None
+    return convolve(images, filters, padding=padding, filter_gradient=pairs.filter_gradient)
 
 
-METHODS: dict[str, Callable[[Tensor, Tensor, Tensor | None, int], Tensor | None]] = {
+METHODS: dict[str, Callable[[Tensor, Tensor, int], Tensor | None]] = {
     "winograd": by_winograd,
     "taps": by_taps,
     "pairs": by_pairs,
@@ -76,9 +76,7 @@ def winograd_pays(images: Sequence[int], filters: Sequence[int], *, padding: int
 
 
 def taps_pay(images: Sequence[int], filters: Sequence[int], *, padding: int) -> bool:
-    """Whether the maps are small and the filters many and 3x3, for shapes `[N, C, H, W]` and `[D, C, K, L]`."""
-    if tuple(filters[2:]) != (3, 3):
-        return False
+    """Whether the maps are small and the filters many, for shapes `[N, C, H, W]` and `[D, C, 3, 3]`."""
     height, width = images[2] + 2 * padding - 2, images[3] + 2 * padding - 2
     return 0 < height * width <= SMALL_MAP and filters[0] * filters[1] >= WIDE_FILTERS
 
@@ -91,15 +89,15 @@ def _plain(  # noqa: PLR0913 - the arguments are torch.conv2d's
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> tuple[Tensor, Tensor, Tensor | None, int] | None:
-    """Images, filters, bias and padding of a call of `torch.conv2d` that our methods may do, else None."""
-    if groups != 1 or pair(stride) != (1, 1) or pair(dilation) != (1, 1):
+) -> tuple[Tensor, Tensor, int] | None:
+    """Images, filters and padding of a call of `torch.conv2d` that our methods can do, else None."""
+    if bias is not None or groups != 1 or pair(stride) != (1, 1) or pair(dilation) != (1, 1):
         return None
     if input.device.type != "cpu" or input.dim() != 4 or not weight.requires_grad:
         return None
-    if isinstance(padding, str) or len(set(pair(padding))) != 1:
+    if weight.shape[2:] != (3, 3) or isinstance(padding, str) or len(set(pair(padding))) != 1:
         return None
-    return input, weight, bias, pair(padding)[0]
+    return input, weight, pair(padding)[0]
 
 
 def _dtype(images: Tensor) -> torch.dtype:

@@ -17,7 +17,6 @@ the height and width of a filter, and `padding`; gives the gradient of the filte
 def convolve(
     images: Tensor,
     filters: Tensor,
-    bias: Tensor | None = None,
     *,
     padding: int,
     filter_gradient: FilterGradient,
@@ -28,32 +27,25 @@ def convolve(
     """
     if torch.is_autocast_enabled(images.device.type):
         images = images.to(torch.get_autocast_dtype(images.device.type))
-    return cast(Tensor, _Convolution.apply(images, filters, bias, padding, filter_gradient))
+    return cast(Tensor, _Convolution.apply(images, filters, padding, filter_gradient))
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        images: Tensor,
-        filters: Tensor,
-        bias: Tensor | None,
-        padding: int,
-        filter_gradient: FilterGradient,
+        ctx: Any, images: Tensor, filters: Tensor, padding: int, filter_gradient: FilterGradient
     ) -> Tensor:
         as_used = filters.to(images.dtype)
         ctx.padding, ctx.filter_gradient = padding, filter_gradient
         ctx.save_for_backward(images, as_used)
-        return torch.conv2d(images, as_used, None if bias is None else bias.to(images.dtype), padding=padding)
+        return torch.conv2d(images, as_used, padding=padding)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, filters = ctx.saved_tensors
         outputs = gradients[0].contiguous(memory_format=torch.channels_last)
-        of_images = of_bias = None
+        of_images = None
         if ctx.needs_input_grad[0]:
             of_images = conv2d_input(list(images.shape), filters, outputs, padding=ctx.padding)
         of_filters = ctx.filter_gradient(images, outputs, filters.shape[2:], padding=ctx.padding)
-        if ctx.needs_input_grad[2]:
-            of_bias = outputs.sum((0, 2, 3), dtype=torch.float32)
-        return of_images, of_filters, of_bias, None, None
+        return of_images, of_filters, None, None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def filter_gradient(images: Tensor, outputs: Tensor, size: Sequence[int], *, padding: int) -> Tensor:
-    """The gradient of filters, float32 `[D, C, K, L]` with K and L in `size`, from that of `outputs` `[N, D, H', W']`."""
+    """That of filters `[D, C, K, L]` with K and L in `size`, float32, from that of `outputs` `[N, D, H', W']`."""
     images, outputs = images.permute(0, 2, 3, 1), outputs.permute(0, 2, 3, 1)
     width_in, width_out = images.shape[3], outputs.shape[3]
     gradient = images.new_zeros(width_out, *size, width_in, dtype=torch.float32)

@@ -42,7 +42,7 @@ DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
 
 
 @intrinsic
-def add_tile_of_2(context: Any, left: Any, right: Any, sums: Any, maps: Any, rows: Any, pixels: Any) -> Any:  # noqa: PLR0913, PLR0917
+def add_tile_of_2(context: Any, left: Any, right: Any, sums: Any, maps: Any, rows: Any, pixels: Any) -> Any:  # noqa: PLR0913
     """Add to float32 sums `[8, 32]` the products of eight rows with 32 columns over the pixels of maps of pairs.
 
     `left`, `right` and `sums` are addresses, the first two of a pixel. `maps`, the `rows` of pixels in a map and the
@@ -52,7 +52,7 @@ def add_tile_of_2(context: Any, left: Any, right: Any, sums: Any, maps: Any, row
 
 
 @intrinsic
-def add_tile_of_3(context: Any, left: Any, right: Any, sums: Any, maps: Any, rows: Any, pixels: Any) -> Any:  # noqa: PLR0913, PLR0917
+def add_tile_of_3(context: Any, left: Any, right: Any, sums: Any, maps: Any, rows: Any, pixels: Any) -> Any:  # noqa: PLR0913
     """The same to sums `[8, 48]`."""
     return SIGNATURE, _code_of(vectors=3)
 

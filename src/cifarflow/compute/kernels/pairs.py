@@ -8,6 +8,7 @@ that form, few enough for the cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,13 @@ def filter_gradient(images: Tensor, outputs: Tensor, size: Sequence[int], *, pad
     left, right = pixels(both[0]), pixels(both[1])
     rows, columns = left.shape[3], right.shape[3]
     width = _columns_of_tile(columns)
-    taps = _taps(images, outputs, size, padding)
+    taps = _taps(tuple(images.shape[2:]), tuple(outputs.shape[2:]), tuple(size), padding)
     sums = np.empty((torch.get_num_threads(), len(taps), columns // width, rows, width), np.float32)
     gradient = torch.empty(rows, *size, columns)
     seen = gradient.numpy().reshape(rows, len(taps), columns)
-    sum_products(left, right, taps if outputs_are_left else taps[:, [1, 0, 2]], _at_once(left, right), sums, seen)
+    sum_products(
+        left, right, taps if outputs_are_left else taps[:, [1, 0, 2]], _at_once(left, right), sums, seen
+    )
     return gradient.permute(0, 3, 1, 2) if outputs_are_left else gradient.permute(3, 0, 1, 2)
 
 
@@ -62,14 +65,12 @@ def _columns_of_tile(columns: int) -> int:
     return next((LANES * vectors for vectors in (3, 2) if columns % (LANES * vectors) == 0), 0)
 
 
-def _taps(images: Tensor, outputs: Tensor, size: Sequence[int], padding: int) -> Any:
+@lru_cache
+def _taps(images: tuple[int, ...], outputs: tuple[int, ...], size: tuple[int, ...], padding: int) -> Any:
     """int64 `[taps, 3, 2]`: rows and columns of the first output and of the first input that meet, and of how many."""
     found = []
     for place in np.ndindex(*size):
-        sides = [
-            met(tap - padding, inputs, outputs)
-            for tap, inputs, outputs in zip(place, images.shape[2:], outputs.shape[2:], strict=True)
-        ]
+        sides = [met(tap - padding, *lengths) for tap, *lengths in zip(place, images, outputs, strict=True)]
         found.append([(out.start, of_in.start, out.stop - out.start) for of_in, out in sides])
     return np.array(found).transpose(0, 2, 1)
 
@@ -86,7 +87,13 @@ def sum_products(left: Any, right: Any, taps: Any, at_once: Any, sums: Any, tota
     """For each tap the products of all rows with all columns: `total` `[rows, taps, columns]`, by way of `sums`."""
     each = 2 * ((len(left) + 2 * len(sums) - 1) // (2 * len(sums)))
     for one in prange(len(sums)):
-        _sum(left[one * each : (one + 1) * each], right[one * each : (one + 1) * each], taps, at_once, sums[one])
+        _sum(
+            left[one * each : (one + 1) * each],
+            right[one * each : (one + 1) * each],
+            taps,
+            at_once,
+            sums[one],
+        )
     width = sums.shape[4]
     for row in prange(len(total)):
         for tap in range(sums.shape[1]):
@@ -139,6 +146,6 @@ def _add_tap(lefts: Any, rights: Any, pairs: Any, tap: Any, sums: Any) -> None:
             place = sums.ctypes.data + BYTES * width * (tile * rows + row)
             a, b = left + BYTES * row, right + BYTES * width * tile
             if width == 3 * LANES:
-                add_tile_of_3(a, b, place, of_maps, of_rows, of_pixels)
+                add_tile_of_3(a, b, place, of_maps, of_rows, of_pixels)  # pyright: ignore[reportCallIssue]
             else:
-                add_tile_of_2(a, b, place, of_maps, of_rows, of_pixels)
+                add_tile_of_2(a, b, place, of_maps, of_rows, of_pixels)  # pyright: ignore[reportCallIssue]
