@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 BEFORE_TRAINING = 0  # the step of what is shown once, when a training starts; its epochs count from 1
-HISTOGRAM_BINS = 64
+HISTOGRAM_BINS = 30  # as TensorBoard draws: it would merge more, and each costs its writer time
 
 
 class TensorboardView:
