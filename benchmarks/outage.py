@@ -34,7 +34,7 @@ from cifarflow.config import Config
 
 GOAL = 1.05
 EPOCHS = 4
-STEPS_AN_EPOCH, STEPS_AN_EPOCH_QUICK = 6, 2
+STEPS_AN_EPOCH, STEPS_AN_EPOCH_QUICK = 12, 2
 HEALTHY, SILENT, REFUSING, FAILING, LOCKED = "healthy", "silent", "refusing", "failing", "locked"
 OUTAGES = (SILENT, REFUSING, FAILING, LOCKED)
 TURN = "--turn"

@@ -92,6 +92,19 @@ def test_a_histogram_counts_every_finite_value_in_its_bin(values: torch.Tensor, 
         assert made["max"] == pytest.approx(limits[-1]) == known.max().item()
 
 
+def test_a_histogram_of_many_values_is_that_of_some_which_stand_for_all() -> None:
+    """Filters whose nine taps have means of their own: each tap has to have its turn."""
+    torch.manual_seed(0)
+    filters = torch.randn(256, 256, 3, 3) / 4 + torch.arange(9.0).view(3, 3)
+    made = histogram(filters.to(memory_format=torch.channels_last))
+    counts = np.array(made["bucket_counts"])
+    limits = np.concatenate([[made["min"]], made["bucket_limits"]])
+    expected, _ = np.histogram(filters.flatten().numpy(), bins=limits)
+    assert made["num"] == filters.numel() and counts.sum() == pytest.approx(made["num"])
+    assert np.abs(counts - expected).max() < 0.05 * expected.max()
+    assert made["max"] == filters.max().item() and made["sum"] == pytest.approx(filters.double().sum().item())
+
+
 def test_a_resumed_run_shows_every_step_once(tmp_path: Path) -> None:
     killed = TensorboardView(tmp_path)
     for step in range(3):
