@@ -35,6 +35,8 @@ OWN_FORWARD, OWN_BACKWARD = "_Convolution", "_ConvolutionBackward"
 """Of compute/: around some of the library's, or in their place."""
 CONVOLUTIONS = (FORWARD, BACKWARD, OWN_FORWARD, OWN_BACKWARD)
 SHOWN_SHARE = 0.005
+WARM_UP_STEPS = 3
+"""Until then a step is the first to touch some of its memory, and its faults would count as its operations' time."""
 
 
 @dataclass(slots=True)
@@ -59,7 +61,8 @@ def main() -> None:
     rates = []
     product = matrix_products(torch.bfloat16 if task.compute.precision == "bf16" else torch.float32)
     for kind, step in our_steps(new_fit(task, config), config).items():
-        step()
+        for _ in range(WARM_UP_STEPS):
+            step()
         for _ in range(arguments.rounds):
             rates.append(product.flops / seconds_of(product.action) / GIGA)
             for name, cost in costs_of(step).items():
